@@ -1,0 +1,172 @@
+"""Train the mini backbone from scratch: next-token prediction over one shuffled text corpus.
+
+    python pretraining/pretrain.py CORPUS.txt.xz --tokenizer FOLDER --out FOLDER --tokens 12e6 --decay-tokens 3e6
+    python pretraining/pretrain.py … --resume --tokens 50e6      # go on from the checkpoint
+
+The learning rate warms up, stays, and falls linearly to zero over the last `--decay-tokens`; a run without decay can go
+on for as long as anyone likes, and be decayed from any checkpoint. Matrices are trained by Muon, everything else by
+AdamW. Documents are joined by the end-of-text token and cut into rows of `--length` tokens. The result is a plain
+Hugging Face folder in bf16; `state.pt` beside it holds what `--resume` needs.
+"""
+
+import argparse
+import json
+import lzma
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+ARCHITECTURE = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+}
+MATRIX_LR, OTHER_LR = 8e-3, 4e-3
+WARMUP_STEPS = 100
+
+
+def encode(corpus: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> np.ndarray:
+    """The corpus as one stream of token ids (uint16), each document opened by the end-of-text token."""
+    if not cache.exists():
+        with lzma.open(corpus, "rt", encoding="utf-8") as text:
+            documents = text.read().strip().split("\n\n")
+        pieces = []
+        for start in range(0, len(documents), 4096):
+            for ids in tokenizer(documents[start : start + 4096], verbose=False)["input_ids"]:
+                pieces.append(np.array(ids, dtype=np.uint16))
+        np.save(cache, np.concatenate(pieces))
+    return np.load(cache, mmap_mode="r")
+
+
+def rows(stream: np.ndarray, step: int, count: int, length: int, seed: int) -> torch.Tensor:
+    """Rows of step `step` as (count, length + 1) ids: a fresh permutation of all rows in each epoch, by address alone."""
+    total = (len(stream) - 1) // length
+    ids = []
+    for index in range(step * count, (step + 1) * count):
+        epoch, place = divmod(index, total)
+        at = int(np.random.default_rng([seed, epoch]).permutation(total)[place]) * length if epoch else place * length
+        ids.append(torch.from_numpy(stream[at : at + length + 1].astype(np.int64)))
+    return torch.stack(ids)
+
+
+@torch.no_grad()
+def bits_per_byte(model: LlamaForCausalLM, heldout: np.ndarray, size: int, length: int, limit: int | None = None) -> float:
+    """Held-out cross-entropy in bits per byte of text, in windows of `length` with half of it as context.
+
+    Every token is predicted once; the first half of a window only serves as context, but in the first window.
+    """
+    model.eval()
+    bits, half, end = 0.0, length // 2, len(heldout) if limit is None else min(limit, len(heldout))
+    for start in range(0, end - 1, half):
+        window = torch.from_numpy(heldout[max(0, start - half) : min(start + half, end - 1) + 1].astype(np.int64))[None]
+        new = min(half, end - 1 - start)
+        logits = model(input_ids=window[:, :-1], logits_to_keep=new).logits[0]
+        bits += torch.nn.functional.cross_entropy(logits.float(), window[0, -new:], reduction="sum").item() / np.log(2)
+    model.train()
+    return bits / (size * (end - 1) / (len(heldout) - 1))
+
+
+def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_LR, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=OTHER_LR, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, state: dict[str, object]) -> None:
+    """Write the bf16 Hugging Face folder and the fp32 training state, the state last and atomically."""
+    model.save_pretrained(out, state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tokenizer.save_pretrained(out)
+    torch.save(state, out / "state.tmp")
+    os.replace(out / "state.tmp", out / "state.pt")
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--heldout", type=Path, required=True, help="xz text that no step trains on")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=float, required=True, help="training tokens in all")
+    parser.add_argument("--decay-tokens", type=float, default=0.0)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(options.tokenizer)
+    stream = encode(options.corpus, tokenizer, options.out / "corpus.npy")
+    heldout = encode(options.heldout, tokenizer, options.out / "heldout.npy")
+    with lzma.open(options.heldout) as text:
+        size = len(text.read())
+    end = tokenizer.eos_token_id
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **ARCHITECTURE)
+    )
+    parts = optimisers(model)
+    step, tokens, seconds = 0, 0, 0.0
+    if options.resume:
+        state = torch.load(options.out / "state.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        for part, saved in zip(parts, state["optimisers"], strict=True):
+            part.load_state_dict(saved)
+        step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
+
+    base = [part.param_groups[0]["lr"] if not options.resume else lr for part, lr in zip(parts, (MATRIX_LR, OTHER_LR))]
+    per_step = options.rows * options.length
+    model.train()
+    began, mean = time.monotonic(), None
+    while tokens < options.tokens:
+        left = (options.tokens - tokens) / options.decay_tokens if options.decay_tokens else 1.0
+        factor = min(1.0, (step + 1) / WARMUP_STEPS, max(left, 0.0))
+        for part, lr in zip(parts, base, strict=True):
+            part.param_groups[0]["lr"] = lr * factor
+        ids = rows(stream, step, options.rows, options.length, options.seed)
+        loss = model(input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for part in parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+        step, tokens = step + 1, tokens + per_step
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        last = tokens >= options.tokens
+        if step % options.every == 0 or last:
+            now = time.monotonic()
+            seconds, began = seconds + now - began, now
+            bpb = bits_per_byte(model, heldout, size, options.length, None if last else 20_000)
+            fact = {"step": step, "tokens": tokens, "loss": round(mean, 4), "bits_per_byte": round(bpb, 4)}
+            fact |= {"all_heldout": last, "seconds": round(seconds), "lr": parts[0].param_groups[0]["lr"]}
+            print(json.dumps(fact), flush=True)
+            with (options.out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(fact) + "\n")
+            state = {"model": model.state_dict(), "optimisers": [part.state_dict() for part in parts]}
+            save(options.out, model, tokenizer, state | {"step": step, "tokens": tokens, "seconds": seconds})
+            began = time.monotonic()
+
+
+if __name__ == "__main__":
+    main()
