@@ -38,9 +38,8 @@ class Key:
         """The key of a narrower purpose; the same on every platform, and `fold(a, b)` is `fold(a).fold(b)`."""
         value = self.value
         for part in parts:
-            kind = "i" if isinstance(part, int) else "s"
-            text = f"{value}:{kind}:{part}".encode()
-            value = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+            text = f"{value}:s:{part}" if isinstance(part, str) else f"{value}:i:{int(part)}"
+            value = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
         return Key(value)
 
 
@@ -79,7 +78,7 @@ def _token_hash(key: Key, token_row: torch.Tensor, token_index: torch.Tensor) ->
     scratch = torch.empty_like(x)
     for shift, factor in zip((30, 27), _MIX64, strict=True):
         _xorshift(x, shift, scratch).mul_(_signed(factor, 64))
-    halves = _xorshift(x, 31, scratch).view(torch.int32).view(-1, 2)
+    halves = _xorshift(x, 31, scratch).view(torch.int32).view(len(x), 2)
     return halves[:, :1], halves[:, 1:]
 
 
