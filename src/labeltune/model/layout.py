@@ -1,0 +1,66 @@
+"""Who is where in one packed pass: fixed when a micro-batch starts, read by attention and by the adapter hooks.
+
+Linear layers receive no keyword arguments, so the adapter's hooks read the layout from a `Slot`; recomputation under
+gradient checkpointing re-enters the layout of the forward pass it repeats (`Slot.checkpoint_contexts`), so a later
+forward pass cannot disturb an earlier one's backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from labeltune.keys import Key
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The geometry of one pass over N tokens of D packed documents in K slices.
+
+    lengths: D document lengths, in stream order; cu_seqlens: int32 (D + 1) on the device.
+    slice_tokens, slice_documents: K + 1 boundaries.
+    unmasked: [layer][slice], True where that slice's documents look both ways in that layer.
+    token_row, token_index: int64 (N), the addresses that dropout draws from.
+    keys: per slice, the key of this pass's randomness, or None outside training.
+    owner: whose adapters act in this pass (what `lora.attach` returned); None is nobody, the bare backbone.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: torch.Tensor
+    slice_tokens: tuple[int, ...]
+    slice_documents: tuple[int, ...]
+    unmasked: tuple[tuple[bool, ...], ...]
+    token_row: torch.Tensor
+    token_index: torch.Tensor
+    keys: tuple[Key | None, ...]
+    owner: object | None = None
+
+
+class Slot:
+    """Holds the layout of the pass that is running."""
+
+    def __init__(self) -> None:
+        self._current: Layout | None = None
+
+    @property
+    def current(self) -> Layout:
+        """The running pass's layout; using it outside a pass is a bug."""
+        if self._current is None:
+            raise RuntimeError("no packed pass is running: the backbone was called directly, not through LabelModel")
+        return self._current
+
+    @contextmanager
+    def using(self, layout: Layout) -> Iterator[None]:
+        """Make `layout` the running one inside the block."""
+        before, self._current = self._current, layout
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The `context_fn` of torch's checkpointing: recomputation sees the layout of its own forward pass."""
+        return nullcontext(), self.using(self.current)
