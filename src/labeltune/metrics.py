@@ -1,0 +1,233 @@
+"""How good answers are, against the full gold: one count of hits serves labels, label sets and spans alike.
+
+Three rules hold everywhere. A gold label that the model does not know counts as an error, and is never dropped. An
+averaged figure runs over the labels that occur in the gold or among the answers (scikit-learn's and seqeval's rule), so
+a known label that does not occur costs nothing. What would be divided by zero is 0.
+
+Answers that abstain (None) are errors too: the accuracy among the answered rows is `accuracy / coverage`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+METRICS: dict[str, bool] = {  # name -> is higher better
+    "accuracy": True,
+    "macro_precision": True,
+    "macro_recall": True,
+    "macro_f1": True,
+    "micro_f1": True,
+    "weighted_f1": True,
+    "log_loss": False,
+    "mcc": True,
+    "span_precision": True,
+    "span_recall": True,
+    "span_f1": True,
+    "macro_span_f1": True,
+    "mse": False,
+    "spearman": True,
+    "ece": False,
+    "coverage": True,
+    "bits_per_byte": False,
+}
+
+ECE_BINS = 15
+_TINY = float(np.finfo(np.float32).eps)  # the least probability that log_loss believes, scikit-learn's for float32
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """One line of a per-label table. support: how often the label is in the gold; predicted: among the answers."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    predicted: int
+
+
+# Hits
+
+
+@dataclass
+class Hits:
+    """Per label: how often it is right, in the gold, and answered."""
+
+    right: Counter[str]
+    gold: Counter[str]
+    answered: Counter[str]
+
+    @classmethod
+    def empty(cls) -> Hits:
+        """Nothing counted yet."""
+        return cls(Counter(), Counter(), Counter())
+
+    def add(self, gold: Iterable[str], answered: Iterable[str], right: Iterable[str]) -> None:
+        """Count the labels of one row."""
+        self.gold.update(gold)
+        self.answered.update(answered)
+        self.right.update(right)
+
+    def per_label(self) -> tuple[LabelFigures, ...]:
+        """The figures of every label that occurs, sorted by name."""
+        return tuple(
+            LabelFigures(
+                name,
+                *_f1(self.right[name], self.gold[name], self.answered[name]),
+                self.gold[name],
+                self.answered[name],
+            )
+            for name in sorted(self.gold.keys() | self.answered.keys())
+        )
+
+    def micro(self) -> tuple[float, float, float]:
+        """Precision, recall and F1 over all labels together."""
+        return _f1(self.right.total(), self.gold.total(), self.answered.total())
+
+
+def _f1(right: int, gold: int, answered: int) -> tuple[float, float, float]:
+    precision, recall = _share(right, answered), _share(right, gold)
+    return precision, recall, _share(2 * right, gold + answered)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _averages(hits: Hits) -> Figures:
+    table = hits.per_label()
+    return {
+        "macro_precision": _mean([row.precision for row in table]),
+        "macro_recall": _mean([row.recall for row in table]),
+        "macro_f1": _mean([row.f1 for row in table]),
+        "micro_f1": hits.micro()[2],
+        "weighted_f1": _share(sum(row.f1 * row.support for row in table), hits.gold.total()),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return _share(sum(values), len(values))
+
+
+# One label a row
+
+
+def label_hits(gold: Iterable[str], answers: Iterable[str | None]) -> Hits:
+    """Hits where a row has one label; an abstention is no answer."""
+    hits = Hits.empty()
+    for wanted, answer in zip(gold, answers, strict=True):
+        given = () if answer is None else (answer,)
+        hits.add((wanted,), given, given if wanted == answer else ())
+    return hits
+
+
+def single_label(gold: Sequence[str], answers: Sequence[str | None]) -> Figures:
+    """`accuracy`, averaged precision, recall and F1, `mcc` and `coverage`."""
+    hits = label_hits(gold, answers)
+    return {
+        "accuracy": _share(hits.right.total(), len(gold)),
+        **_averages(hits),
+        "mcc": mcc(gold, answers),
+        "coverage": _share(hits.answered.total(), len(gold)),
+    }
+
+
+def mcc(gold: Sequence[str], answers: Sequence[str | None]) -> float:
+    """Matthews' correlation for any number of labels (Gorodkin 2004); abstentions are a label of their own."""
+    wanted, given = Counter[str | None](gold), Counter(answers)
+    right, total = sum(a == b for a, b in zip(gold, answers, strict=True)), len(gold)
+    covariance = right * total - sum(wanted[name] * given[name] for name in wanted)
+    spread = [total**2 - sum(count**2 for count in counts.values()) for counts in (wanted, given)]
+    return _share(covariance, float(spread[0] * spread[1]) ** 0.5)
+
+
+def confusion(gold: Sequence[str], answers: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
+    """(names, int64 (names, names + 1)): rows gold, columns answers, the last one abstentions."""
+    names = tuple(sorted({*gold, *(answer for answer in answers if answer is not None)}))
+    place: dict[str | None, int] = {name: index for index, name in enumerate(names)} | {None: len(names)}
+    table = np.zeros((len(names), len(names) + 1), dtype=np.int64)
+    np.add.at(table, ([place[g] for g in gold], [place[a] for a in answers]), 1)
+    return names, table
+
+
+# A set of labels a row
+
+
+def set_hits(gold: Iterable[Collection[str]], answers: Iterable[Collection[str]]) -> Hits:
+    """Hits where a row has any number of labels."""
+    hits = Hits.empty()
+    for wanted, answer in zip(gold, answers, strict=True):
+        hits.add(set(wanted), set(answer), set(wanted) & set(answer))
+    return hits
+
+
+def multi_label(gold: Sequence[Collection[str]], answers: Sequence[Collection[str]]) -> Figures:
+    """`accuracy` (all labels of a row right) and averaged precision, recall and F1."""
+    whole = sum(set(wanted) == set(answer) for wanted, answer in zip(gold, answers, strict=True))
+    return {"accuracy": _share(whole, len(gold)), **_averages(set_hits(gold, answers))}
+
+
+# Spans
+
+SpanKey = tuple[int, int, str]
+
+
+def span_hits(gold: Iterable[Collection[SpanKey]], answers: Iterable[Collection[SpanKey]]) -> Hits:
+    """Strict hits: a span is right if start, end and label are those of a gold span of the same row."""
+    hits = Hits.empty()
+    for wanted, answer in zip(gold, answers, strict=True):
+        right = set(wanted) & set(answer)
+        hits.add(*([label for _, _, label in set(group)] for group in (wanted, answer, right)))
+    return hits
+
+
+def span_scores(hits: Hits) -> Figures:
+    """`span_precision`, `span_recall`, `span_f1` over all spans, and `macro_span_f1` over labels."""
+    precision, recall, f1 = hits.micro()
+    macro = _mean([row.f1 for row in hits.per_label()])
+    return {"span_precision": precision, "span_recall": recall, "span_f1": f1, "macro_span_f1": macro}
+
+
+# Numbers
+
+
+def numbers(gold: np.ndarray, answers: np.ndarray) -> Figures:
+    """`mse`, and `spearman` (0 where all values are equal)."""
+    if not len(gold):
+        return {"mse": 0.0, "spearman": 0.0}
+    gold, answers = gold.astype(np.float64), answers.astype(np.float64)
+    return {"mse": float(np.mean((gold - answers) ** 2)), "spearman": _correlation(_ranks(gold), _ranks(answers))}
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return _share(float(a @ b), float(np.sqrt((a @ a) * (b @ b))))
+
+
+# Probabilities
+
+
+def log_loss(of_gold: np.ndarray) -> float:
+    """Mean of -log of the probabilities of the gold labels (0 for a label that the model does not know)."""
+    if not len(of_gold):
+        return 0.0
+    return float(-np.log(np.clip(of_gold.astype(np.float64), _TINY, 1 - _TINY)).mean())
+
+
+def ece(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: |share right - mean confidence| over 15 equal bins of (0, 1], weighted by size."""
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    gap = np.bincount(bins, weights=right.astype(np.float64) - confidence, minlength=ECE_BINS)
+    return _share(float(np.abs(gap).sum()), len(confidence))
