@@ -195,7 +195,12 @@ def test_a_folders_checksum_ignores_dot_files_and_sees_names_and_content(tmp_pat
 
 @given(JSON_VALUES)
 def test_json_round_trips_and_has_a_utf8(value: object) -> None:
-    assert json.loads(storage.to_json(value).encode()) == value
+    for sort in (True, False):
+        assert json.loads(storage.to_json(value, sort=sort).encode()) == value
+
+
+def test_a_users_fields_keep_their_order_on_request() -> None:
+    assert storage.to_json({"b": 1, "a": 2}, sort=False) == '{"b": 1, "a": 2}'
 
 
 def test_equal_values_give_equal_json(tmp_path: Path) -> None:

@@ -189,10 +189,10 @@ def sha256_folder(folder: Path, pattern: str = "**/*") -> str:
 # JSON
 
 
-def to_json(value: object, *, indent: int | None = None) -> str:
+def to_json(value: object, *, indent: int | None = None, sort: bool = True) -> str:
     """`value` as JSON: keys sorted, so equal values give equal bytes; text readable; infinity and NaN refused.
 
-    A lone surrogate has no UTF-8, so a value that holds one is escaped to ASCII.
+    `sort=False` keeps the order of a user's fields. A lone surrogate has no UTF-8: its text is escaped to ASCII.
 
     Raises:
         ValueError: a number is not finite; the message says where.
@@ -200,11 +200,11 @@ def to_json(value: object, *, indent: int | None = None) -> str:
     bad = _not_finite(value)
     if bad is not None:
         raise ValueError(f"{bad} is not a finite number")
-    text = json.dumps(value, sort_keys=True, indent=indent, ensure_ascii=False)
+    text = json.dumps(value, sort_keys=sort, indent=indent, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, sort_keys=True, indent=indent)
+        return json.dumps(value, sort_keys=sort, indent=indent)
     return text
 
 

@@ -1,0 +1,1 @@
+"""Files to batches: rows with addresses, text, units, tokens, windows; nothing here knows a model."""
