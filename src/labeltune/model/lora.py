@@ -1,0 +1,414 @@
+"""Low-rank updates on untouched linear layers: member k's adapter changes slice k of the packed tokens, nothing else.
+
+The module keeps its name, class and weights (Linear, Conv1D, fused qkv, 4- and 8-bit alike); a forward hook adds the
+update to its output. Adapters are fp32 masters. The update is computed in the dtype of the activations: in fp32 all of
+it; in bf16 the masters are cast for the two thin products, whose gradients are cast back and accumulated in fp32.
+
+Several members: a loop over slices on CPU (bit-identical with each member alone), on other devices one `bmm` and one
+`baddbmm` over stacked adapters where slices are of equal size, since there launches are what a small pass costs.
+
+DoRA (Liu et al. 2024, arXiv 2402.09353) is computed here too and not through PEFT's layer, so that it packs, shares a
+pass and leaves the module untouched like the rest; the weight norm is a constant of the step (section 4.3 there).
+
+Shapes: N tokens, K slices, T tokens per slice (all equal), I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from labeltune.errors import ModelError, RunError, SettingsError, nearest
+from labeltune.keys import Key, generator, keep_mask, keep_masks
+from labeltune.model.layout import Layout, Slot
+from labeltune.model.settings import LoraConfig
+from labeltune.storage import read_json, write_atomic, write_json
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_ENDINGS = {"A": ".lora_A.weight", "B": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
+_UNSUPPORTED = (
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "lora_bias",
+    "trainable_token_indices",
+)
+
+
+class Adapter(nn.Module):
+    """The adapter of one member: A (R, I) and B (O, R) per adapted module, and for DoRA the magnitudes (O)."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        kind: str,
+        fan_in_fan_out: bool = False,
+    ) -> None:
+        """Zeros; use `build` or `load`. shapes: module name -> (O, I)."""
+        super().__init__()
+        self.names = tuple(shapes)
+        self.rank, self.alpha, self.dropout, self.kind = rank, alpha, dropout, kind
+        self.fan_in_fan_out = fan_in_fan_out
+        self.A = nn.ParameterDict({_path(name): torch.zeros(rank, i) for name, (_, i) in shapes.items()})
+        self.B = nn.ParameterDict({_path(name): torch.zeros(o, rank) for name, (o, _) in shapes.items()})
+        dora = shapes if kind == "dora" else {}
+        self.magnitude = nn.ParameterDict({_path(name): torch.ones(o) for name, (o, _) in dora.items()})
+
+    @classmethod
+    def build(cls, modules: Mapping[str, nn.Module], config: LoraConfig, key: Key) -> Adapter:
+        """A fresh adapter that changes nothing yet: A uniform in ±1/sqrt(I) as in PEFT, each from its own key; B zero.
+
+        Raises:
+            SettingsError: DoRA with dropout. ModelError: DoRA on a quantised module.
+        """
+        if config.kind == "dora" and config.dropout:
+            raise SettingsError("DoRA has no dropout", at="lora.dropout", hint="set lora.dropout = 0")
+        adapter = cls(
+            {name: linear_shape(module) for name, module in modules.items()},
+            rank=config.rank,
+            alpha=config.rank if config.alpha is None else config.alpha,
+            dropout=config.dropout,
+            kind=config.kind,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),
+        )
+        with torch.no_grad():
+            for name, module in modules.items():
+                a, _ = adapter.pair(name)
+                bound = 1 / math.sqrt(a.shape[1])
+                a.uniform_(-bound, bound, generator=generator(key.fold("lora", name)))
+                if config.kind == "dora":
+                    adapter.magnitude[_path(name)].copy_(torch.linalg.vector_norm(_weight(module, name), dim=1))
+        return adapter
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the update: alpha / R, for rslora alpha / sqrt(R)."""
+        return self.alpha / (math.sqrt(self.rank) if self.kind == "rslora" else self.rank)
+
+    def pair(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A (R, I) and B (O, R) of one module."""
+        return self.A[_path(name)], self.B[_path(name)]
+
+    def update(self, name: str) -> torch.Tensor:
+        """The whole update of one module's weight, (O, I) in fp32, before any magnitude."""
+        a, b = self.pair(name)
+        return self.scaling * (b.float() @ a.float())
+
+    def save(self, folder: Path, base_model: str | None = None, revision: str | None = None) -> None:
+        """Write plain PEFT format, which `PeftModel.from_pretrained` loads on the stock `AutoModel`."""
+        write_json(folder / CONFIG_FILE, _peft_config(self, base_model, revision))
+        tensors = {key: p.detach().cpu().contiguous() for key, p in _peft_tensors(self)}
+        write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Adapter:
+        """Read plain PEFT format, without importing peft.
+
+        Raises:
+            RunError: a file or tensor is missing, damaged or left over, or PEFT features that we do not have.
+        """
+        facts, tensors = _read(folder)
+        kind = "dora" if facts.get("use_dora") else "rslora" if facts.get("use_rslora") else "lora"
+        names = [key[len(_PREFIX) : -len(_ENDINGS["A"])] for key in tensors if key.endswith(_ENDINGS["A"])]
+        shapes = {name: _shape(tensors, name, facts["r"], folder) for name in names}
+        adapter = cls(
+            shapes,
+            rank=facts["r"],
+            alpha=facts["lora_alpha"],
+            dropout=facts["lora_dropout"],
+            kind=kind,
+            fan_in_fan_out=facts["fan_in_fan_out"],
+        )
+        own = dict(_peft_tensors(adapter))
+        _same_names(own.keys(), tensors.keys(), folder)
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(tensors[key])
+        return adapter
+
+
+class Attached:
+    """Hooks on a backbone's modules; they act only in passes whose layout names them as `owner`."""
+
+    def __init__(self) -> None:
+        """No hooks yet; use `attach`."""
+        self._handles: list[RemovableHandle] = []
+
+    def add(self, handle: RemovableHandle) -> None:
+        """Own one more hook."""
+        self._handles.append(handle)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None], slot: Slot) -> Attached:
+    """Hook the modules that any adapter names; adapter k updates slice k of the passes that `slot` announces.
+
+    Raises:
+        ModelError: an adapter names a module that is not there, or of another shape.
+    """
+    attached = Attached()
+    for name in dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.names):
+        chosen = tuple(adapter if adapter is not None and name in adapter.names else None for adapter in adapters)
+        module = _module_of(modules, name, chosen)
+        attached.add(module.register_forward_hook(_Update(name, chosen, slot, attached)))
+    return attached
+
+
+def merge(modules: Mapping[str, nn.Module], adapter: Adapter) -> None:
+    """Write the adapter into the weights, in fp32; the adapter must not run afterwards.
+
+    Raises:
+        ModelError: a weight is not fp32, where merging would round the update away.
+    """
+    for name in adapter.names:
+        module = _module_of(modules, name, (adapter,))
+        weight = module.weight
+        if not isinstance(weight, torch.Tensor) or weight.dtype != torch.float32:
+            raise ModelError("only fp32 weights take an adapter in", at=name, hint='load with model.dtype = "fp32"')
+    with torch.no_grad():
+        for name in adapter.names:
+            merged = _merged(modules[name], adapter, name)
+            modules[name].get_parameter("weight").copy_(merged.T if isinstance(modules[name], Conv1D) else merged)
+
+
+def _merged(module: nn.Module, adapter: Adapter, name: str) -> torch.Tensor:
+    changed = _weight(module, name) + adapter.update(name)  # (O, I)
+    if adapter.kind != "dora":
+        return changed
+    magnitude_O: torch.Tensor = adapter.magnitude[_path(name)]
+    scale_O = magnitude_O / torch.linalg.vector_norm(changed, dim=1)
+    return changed * scale_O.unsqueeze(1)
+
+
+class _Update:
+    """The forward hook of one module: `output + update(input)`, slice by slice."""
+
+    def __init__(self, name: str, adapters: tuple[Adapter | None, ...], slot: Slot, owner: Attached) -> None:
+        self.name, self.adapters, self.slot, self.owner = name, adapters, slot, owner
+        self.stackable = all(adapter is not None and adapter.kind != "dora" for adapter in adapters)
+
+    def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        layout = self.slot.current
+        if layout.owner is not self.owner:
+            return None
+        x_NI, y_NO = args[0].flatten(0, -2), output.flatten(0, -2)
+        if len(x_NI) != layout.slice_tokens[-1]:
+            raise ModelError(
+                f"this layer reads {len(x_NI)} of {layout.slice_tokens[-1]} tokens, and an adapter needs them all",
+                at=self.name,
+                hint="take it out of lora.targets",
+            )
+        x_NI, scales = self._dropped(x_NI, layout)
+        sizes = {b - a for a, b in pairwise(layout.slice_tokens)}
+        if self.stackable and len(scales) > 1 and len(sizes) == 1 and x_NI.device.type != "cpu":
+            return self.stacked(x_NI, y_NO, scales).view_as(output)
+        return self.looped(module, x_NI, y_NO, scales, layout).view_as(output)
+
+    def _dropped(self, x_NI: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, list[float]]:
+        """The input with dropped features at zero, and per slice the factor of the update."""
+        pairs = list(zip(self.adapters, layout.keys, strict=True))
+        rates = [adapter.dropout if adapter is not None and key is not None else 0.0 for adapter, key in pairs]
+        scales = [
+            a.scaling / (1 - rate) if a is not None else 0.0 for a, rate in zip(self.adapters, rates, strict=True)
+        ]
+        if not any(rates):
+            return x_NI, scales
+        keys = [key.fold("lora", self.name) if key is not None else None for key in layout.keys]
+        address, features = (layout.token_row, layout.token_index), x_NI.shape[1]
+        if len(keys) == 1 and keys[0] is not None:
+            keep_NI = keep_mask(keys[0], *address, features, rates[0])
+        else:
+            keep_NI = keep_masks(keys, rates, layout.slice_tokens, *address, features)
+        return torch.where(keep_NI, x_NI, 0.0), scales
+
+    def looped(
+        self, module: nn.Module, x_NI: torch.Tensor, y_NO: torch.Tensor, scales: Sequence[float], layout: Layout
+    ) -> torch.Tensor:
+        """Each slice by itself; slices without an adapter stay as they are."""
+        sizes = [b - a for a, b in pairwise(layout.slice_tokens)]
+        parts = zip(self.adapters, torch.split(x_NI, sizes), torch.split(y_NO, sizes), scales, strict=True)
+        updated = [self._one(module, *part) for part in parts]
+        return updated[0] if len(updated) == 1 else torch.cat(updated)
+
+    def _one(
+        self, module: nn.Module, adapter: Adapter | None, x_TI: torch.Tensor, y_TO: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        if adapter is None:
+            return y_TO
+        a_RI, b_OR = (p.to(x_TI.dtype) for p in adapter.pair(self.name))
+        u_TR = x_TI @ a_RI.T
+        if adapter.kind != "dora":
+            return torch.addmm(y_TO, u_TR, b_OR.T, alpha=scale)
+        with torch.no_grad():
+            norm_O = torch.linalg.vector_norm(_weight(module, self.name) + adapter.update(self.name), dim=1)
+        magnitude_O: torch.Tensor = adapter.magnitude[_path(self.name)]
+        factor_O = (magnitude_O / norm_O).to(x_TI.dtype)
+        unbiased_TO = y_TO - module.bias if isinstance(module.bias, torch.Tensor) else y_TO
+        updated_TO: torch.Tensor = y_TO + (factor_O - 1) * unbiased_TO + factor_O * scale * (u_TR @ b_OR.T)
+        return updated_TO
+
+    def stacked(self, x_NI: torch.Tensor, y_NO: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+        """Equal slices at once. Ranks are padded by zero rows of A and zero columns of B, which get no gradient."""
+        slices = len(scales)
+        pairs = [adapter.pair(self.name) for adapter in self.adapters if adapter is not None]
+        rank = max(len(a) for a, _ in pairs)
+        a_KRI = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])
+        b_KOR = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])
+        b_KOR = b_KOR * _column(tuple(scales), b_KOR.device)
+        x_KTI, y_KTO = (t.view(slices, len(t) // slices, t.shape[1]) for t in (x_NI, y_NO))
+        u_KTR = torch.bmm(x_KTI, a_KRI.to(x_NI.dtype).mT)
+        return torch.baddbmm(y_KTO, u_KTR, b_KOR.to(x_NI.dtype).mT).flatten(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers per slice as (K, 1, 1), copied to the device once."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+# Modules
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(O, I) of a linear layer, whatever its class stores."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.weight.shape[0]
+    out, into = module.out_features, module.in_features
+    assert isinstance(out, int) and isinstance(into, int)  # nn.Linear and its quantised subclasses
+    return out, into
+
+
+def _weight(module: nn.Module, name: str) -> torch.Tensor:
+    """The weight as (O, I) in fp32."""
+    weight = module.get_parameter("weight").detach()
+    if not weight.is_floating_point() or weight.ndim != 2:
+        raise ModelError(
+            "DoRA needs the weights as numbers, and this one is quantised",
+            at=name,
+            hint='set model.quantization = "none" or lora.kind = "lora"',
+        )
+    return (weight.T if isinstance(module, Conv1D) else weight).float()
+
+
+def _module_of(modules: Mapping[str, nn.Module], name: str, adapters: Iterable[Adapter | None]) -> nn.Module:
+    """The module, checked against the adapters that name it."""
+    if name not in modules:
+        raise ModelError(
+            f"the adapter changes {name!r}, which this backbone does not have",
+            at="adapter",
+            hint="load the backbone that it was trained on; " + nearest(name, modules),
+        )
+    shape = linear_shape(modules[name])
+    for adapter in adapters:
+        if adapter is not None:
+            a, b = adapter.pair(name)
+            if (b.shape[0], a.shape[1]) != shape:
+                raise ModelError(
+                    f"the adapter of {name!r} is for a layer of {(b.shape[0], a.shape[1])}, and this one is {shape}",
+                    at="adapter",
+                    hint="load the backbone that it was trained on",
+                )
+    return modules[name]
+
+
+def _path(name: str) -> str:
+    """A module's name as a parameter's name, which may not hold dots."""
+    return name.replace(".", "/")
+
+
+# PEFT's format
+
+
+def _peft_config(adapter: Adapter, base_model: str | None, revision: str | None) -> dict[str, Any]:
+    """The fields of PEFT's own class, so that its releases decide what the file holds."""
+    from peft import LoraConfig as PeftLoraConfig  # costs 3 to 5 seconds
+    from peft import TaskType
+
+    alpha: Any = int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha
+    config: Any = PeftLoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        inference_mode=True,
+        base_model_name_or_path=base_model,
+        revision=revision,
+        r=adapter.rank,
+        lora_alpha=alpha,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.kind == "rslora",
+        use_dora=adapter.kind == "dora",
+        fan_in_fan_out=adapter.fan_in_fan_out,
+        target_modules=list(adapter.names),
+    )
+    facts = config.to_dict()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in facts.items()}
+
+
+def _peft_tensors(adapter: Adapter) -> Iterable[tuple[str, nn.Parameter]]:
+    for name in adapter.names:
+        for part, ending in _ENDINGS.items():
+            parameters = getattr(adapter, part)
+            if _path(name) in parameters:
+                yield _PREFIX + name + ending, parameters[_path(name)]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The facts and the tensors of an adapter folder; a RunError for what we could not run as PEFT does."""
+    facts = read_json(folder / CONFIG_FILE)
+    if not isinstance(facts, dict) or facts.get("peft_type") != "LORA":
+        raise RunError("this is no LoRA adapter", at=str(folder / CONFIG_FILE))
+    odd = [name for name in _UNSUPPORTED if facts.get(name)] + (["bias"] if facts.get("bias", "none") != "none" else [])
+    if odd:
+        raise RunError(
+            f"the adapter uses {', '.join(odd)}, which labeltune does not run",
+            at=str(folder / CONFIG_FILE),
+            hint="train it without",
+        )
+    missing = [name for name in ("r", "lora_alpha", "lora_dropout", "fan_in_fan_out") if name not in facts]
+    if missing:
+        raise RunError(f"{', '.join(missing)} is missing", at=str(folder / CONFIG_FILE))
+    try:
+        return facts, load_file(folder / WEIGHTS_FILE)
+    except FileNotFoundError:
+        raise RunError("the adapter's weights are missing", at=str(folder / WEIGHTS_FILE)) from None
+    except SafetensorError as error:
+        raise RunError(f"the adapter's weights are damaged: {error}", at=str(folder / WEIGHTS_FILE)) from None
+
+
+def _shape(tensors: Mapping[str, torch.Tensor], name: str, rank: int, folder: Path) -> tuple[int, int]:
+    """(O, I) of one module's pair."""
+    a, b = (tensors.get(_PREFIX + name + _ENDINGS[part]) for part in ("A", "B"))
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2 or len(a) != rank or b.shape[1] != rank:
+        raise RunError(
+            f"{name!r} has no complete pair of rank {rank}", at=str(folder / WEIGHTS_FILE), hint="the file was changed"
+        )
+    return b.shape[0], a.shape[1]
+
+
+def _same_names(expected: Iterable[str], found: Iterable[str], folder: Path) -> None:
+    left = sorted(set(expected) ^ set(found))
+    if left:
+        raise RunError(
+            f"{left[0]!r} is missing or unexpected", at=str(folder / WEIGHTS_FILE), hint="the file was changed"
+        )
