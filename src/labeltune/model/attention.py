@@ -1,0 +1,272 @@
+"""One attention function for every family: each packed document sees itself only, each layer one or both ways.
+
+transformers calls the function by its registered name and passes the running `Layout` through as a keyword argument.
+No mask is registered under that name, so transformers builds none; whatever mask still arrives is a bug.
+
+Shapes: H query heads, G key/value heads, N packed tokens, n tokens of one document, C head size. A *run* is a stretch
+of neighbouring documents of one length and one direction; it is one kernel call on views of the stream.
+
+Kernels: on CUDA in fp16 and bf16 torch's own variable-length flash attention, at most one call for each direction;
+elsewhere scaled-dot-product attention for each run; soft-caps (gemma2) and attention sinks (gpt_oss) are written out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from labeltune.model.families import family_of
+from labeltune.model.layout import Layout
+
+NAME = "labeltune"
+LAYOUT = "labeltune_layout"
+
+_WITNESSES: ContextVar[list[tuple[nn.Module, bool]] | None] = ContextVar("labeltune_witnesses", default=None)
+
+
+class LayoutMissing(RuntimeError):
+    """The function was called, but the layout was lost on the way."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """`documents` neighbours of `length` tokens each; `both` where they look both ways."""
+
+    documents: int
+    length: int
+    both: bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the family asks of the scores: their scale, a window of tokens, a soft-cap, a sink for each head.
+
+    The window counts as transformers' own masks do: causal `0 <= i - j < window`; both ways `|i - j| <= reach`.
+    """
+
+    scale: float
+    window: int | None = None
+    reach: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True where the kernels of torch can do it."""
+        return self.softcap is None and self.sinks is None
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    labeltune_layout: Layout | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """The function transformers calls: (1, H, N, C) queries and (1, G, N, C) keys and values give (1, N, H, C)."""
+    witnesses = _WITNESSES.get()
+    if witnesses is not None:
+        witnesses.append((module, labeltune_layout is not None))
+    if labeltune_layout is None:
+        raise LayoutMissing("labeltune's attention was called without a layout: call the model through Backbone")
+    if attention_mask is not None or position_bias is not None or query.shape[0] != 1:
+        raise RuntimeError("labeltune's attention takes one packed stream, without mask and position bias")
+    if dropout:
+        raise RuntimeError(f"attention dropout is {dropout}, and a frozen backbone has none: use backbone.load or wrap")
+    rule = Rule(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        reach=None if sliding_window is None else sliding_window - family_of(module.config).exclusive_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    kernel = _flash if _flash_can(query, value, rule) else _runs
+    return kernel(query, key, value, rule, labeltune_layout, int(module.layer_idx)), None
+
+
+def register() -> None:
+    """Make the function known to transformers by its name; doing so again changes nothing."""
+    AttentionInterface.register(NAME, attend)
+
+
+@contextmanager
+def witnessed() -> Iterator[list[tuple[nn.Module, bool]]]:
+    """Collect the modules that call the function inside the block, and whether the layout reached each."""
+    witnesses: list[tuple[nn.Module, bool]] = []
+    token = _WITNESSES.set(witnesses)
+    try:
+        yield witnesses
+    finally:
+        _WITNESSES.reset(token)
+
+
+@lru_cache(maxsize=256)
+def runs_of(lengths: tuple[int, ...], slice_documents: tuple[int, ...], both: tuple[bool, ...]) -> tuple[Run, ...]:
+    """Group the stream's documents into runs; `both` holds each slice's direction in one layer."""
+    runs: list[Run] = []
+    for document, length in _directed(lengths, slice_documents, both):
+        last = runs[-1] if runs else None
+        if last is not None and (last.length, last.both) == (length, document):
+            runs[-1] = Run(last.documents + 1, length, document)
+        else:
+            runs.append(Run(1, length, document))
+    return tuple(runs)
+
+
+def _directed(
+    lengths: tuple[int, ...], slice_documents: tuple[int, ...], both: tuple[bool, ...]
+) -> Iterator[tuple[bool, int]]:
+    """Each document's direction and length, in stream order."""
+    for k, direction in enumerate(both):
+        for length in lengths[slice_documents[k] : slice_documents[k + 1]]:
+            yield direction, length
+
+
+def _runs(query: Tensor, key: Tensor, value: Tensor, rule: Rule, layout: Layout, layer: int) -> Tensor:
+    """One call for each run, on views: `split` (not slices) keeps the backward pass linear in the tokens."""
+    runs = runs_of(layout.lengths, layout.slice_documents, layout.unmasked[layer])
+    sizes = [run.documents * run.length for run in runs]
+    parts = zip(runs, *(t[0].split(sizes, dim=1) for t in (query, key, value)), strict=True)
+    outputs = [_one_run(run, q, k, v, rule) for run, q, k, v in parts]  # each (documents, H, n, C)
+    return torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs]).unsqueeze(0)  # (1, N, H, C)
+
+
+def _one_run(run: Run, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    """Attention within each of a run's documents: (H, tokens, C) to (documents, H, n, C)."""
+    q, k, v = (t.unflatten(1, (run.documents, run.length)).transpose(0, 1) for t in (query, key, value))
+    if not rule.plain:
+        return _written_out(q, k, v, rule, run)
+    mask = _window_mask(run, rule, q.device)
+    return functional.scaled_dot_product_attention(
+        q, k, v,
+        attn_mask=mask,
+        is_causal=mask is None and not run.both,
+        scale=rule.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, rule: Rule, run: Run) -> Tensor:
+    """Soft-capped scores and sinks, step by step; the softmax in fp32, as the stock families' own code."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = (query @ key.transpose(-1, -2)).float() * rule.scale  # (documents, H, n, n)
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    mask = _window_mask(run, rule, query.device)
+    if mask is None and not run.both:
+        mask = _band(run.length, run.length, 0, query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    if rule.sinks is not None:  # a column that takes its share of the weight and gives no value
+        sinks = rule.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : run.length]
+    return weights.to(value.dtype) @ value
+
+
+def _window_mask(run: Run, rule: Rule, device: torch.device) -> Tensor | None:
+    """Who sees whom in a windowed layer, bool (n, n); None where the window holds the whole document."""
+    if rule.window is None or rule.reach is None:
+        return None
+    before, after = (rule.reach, rule.reach) if run.both else (rule.window - 1, 0)
+    return None if run.length - 1 <= before else _band(run.length, before, after, device)
+
+
+def _band(length: int, before: int, after: int, device: torch.device) -> Tensor:
+    """Bool (n, n): token i sees j where `-after <= i - j <= before`."""
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]
+    return (distance <= before) & (distance >= -after)
+
+
+# CUDA: torch.nn.attention.varlen, whose signature grew from release to release
+
+
+_kernel: Callable[..., Tensor] = varlen_attn
+_VARLEN = frozenset(inspect.signature(_kernel).parameters)
+
+
+def _flash_can(query: Tensor, value: Tensor, rule: Rule) -> bool:
+    """Whether the kernel takes these tensors: flash attention wants 16 bits, heads of at most 256, a multiple of 8."""
+    if not query.is_cuda or not rule.plain:
+        return False
+    head = query.shape[-1]
+    fits = query.dtype in (torch.float16, torch.bfloat16) and head == value.shape[-1] <= 256 and head % 8 == 0
+    return fits and ("window_size" in _VARLEN or rule.window is None)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, rule: Rule, layout: Layout, layer: int) -> Tensor:
+    """At most two calls: the documents that look back, and those that look both ways."""
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, H, C)
+    both = layout.unmasked[layer]
+    if len(set(both)) == 1:
+        return _varlen(q, k, v, rule, layout.cu_seqlens, max(layout.lengths), both[0]).unsqueeze(0)
+    parts, places = [], []
+    for direction in (False, True):
+        index, bounds, longest = _subset(layout.lengths, layout.slice_documents, both, direction, q.device)
+        parts.append(_varlen(q[index], k[index], v[index], rule, bounds, longest, direction))
+        places.append(index)
+    return torch.cat(parts)[torch.cat(places).argsort()].unsqueeze(0)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, rule: Rule, bounds: Tensor, longest: int, both: bool) -> Tensor:
+    """One kernel call in the words of the torch at hand."""
+    words: dict[str, object] = {}
+    if "scale" in _VARLEN:
+        words["scale"] = rule.scale
+    else:  # the kernel divides by the root of the head size
+        q = q * (rule.scale * math.sqrt(q.shape[-1]))
+    if "enable_gqa" in _VARLEN:
+        words["enable_gqa"] = q.shape[1] != k.shape[1]
+    else:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    if "window_size" in _VARLEN:
+        words["window_size"] = _window_size(rule, both)
+    else:
+        words["is_causal"] = not both
+    return _kernel(q, k, v, bounds, bounds, longest, longest, **words)
+
+
+def _window_size(rule: Rule, both: bool) -> tuple[int, int]:
+    """Tokens seen to the left and to the right; -1 is all."""
+    if rule.window is None or rule.reach is None:
+        return (-1, -1) if both else (-1, 0)
+    return (rule.reach, rule.reach) if both else (rule.window - 1, 0)
+
+
+@lru_cache(maxsize=16)
+def _subset(
+    lengths: tuple[int, ...],
+    slice_documents: tuple[int, ...],
+    both: tuple[bool, ...],
+    direction: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, int]:
+    """The tokens of the documents of one direction, their boundaries (int32), and the longest of them."""
+    chosen = [(way == direction, length) for way, length in _directed(lengths, slice_documents, both)]
+    kept = [n for c, n in chosen if c]
+    with torch.inference_mode(False):  # the cache may serve a training step later
+        keep = torch.repeat_interleave(torch.tensor([c for c, _ in chosen]), torch.tensor([n for _, n in chosen]))
+        bounds = torch.tensor([0, *kept]).cumsum(0).to(torch.int32)
+        return keep.nonzero().flatten().to(device), bounds.to(device), max(kept, default=0)

@@ -1,0 +1,118 @@
+"""What each family of models does in its own way: one table, and the length-equal path for whoever is not in it.
+
+A family is *packed* when its attention calls the function that transformers' `AttentionInterface` hands it in every
+layer; then documents of all lengths share one stream and any layer can be unmasked. The table only names candidates:
+`backbone` counts the calls on the loaded model. All others run in rows of exactly equal length, without padding and
+without mask, causal as their authors made them; so does every family that nobody has tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's quirks.
+
+    packed: the family takes one packed stream, and any of its layers can be unmasked.
+    encoder: it looks both ways in every layer, and cannot do otherwise.
+    reattach: its blocks drop keyword arguments on the way to attention; a hook puts the layout back.
+    exclusive_window: both ways, its windows hold |i - j| < w; elsewhere |i - j| <= w, as in transformers' own masks.
+    offset: positions start at the padding id plus one (RoBERTa and its children).
+    pooler: it would grow a randomly initialised pooler, which is left out.
+    why: the end of the sentence "cannot be unmasked: …" where there is more to say than the default.
+    """
+
+    packed: bool = False
+    encoder: bool = False
+    reattach: bool = False
+    exclusive_window: bool = False
+    offset: bool = False
+    pooler: bool = False
+    why: str = "nobody has tried this family with labeltune's attention, so it stays causal"
+
+
+_PACKED = Family(packed=True)
+_ENCODER = Family(packed=True, encoder=True)
+_BERT = replace(_ENCODER, pooler=True)
+_ROBERTA = replace(_BERT, offset=True)
+_ALIBI = Family(why="its position bias (ALiBi) is defined for earlier tokens only")
+_RECURRENT = Family(why="its layers read from left to right by construction")
+_OWN = Family(why="its attention is its own code, which applies the causal mask itself")
+
+FAMILIES: dict[str, Family] = {
+    "cohere2": _PACKED,
+    "gemma": _PACKED,
+    "gemma2": _PACKED,
+    "gemma3_text": _PACKED,
+    "gpt2": _PACKED,
+    "gpt_neox": _PACKED,
+    "gpt_oss": _PACKED,
+    "llama": _PACKED,
+    "ministral": _PACKED,
+    "mistral": _PACKED,
+    "mixtral": _PACKED,
+    "olmo2": _PACKED,
+    "olmo3": _PACKED,
+    "opt": _PACKED,
+    "phi": _PACKED,
+    "phi3": _PACKED,
+    "qwen2": _PACKED,
+    "qwen3": _PACKED,
+    "smollm3": _PACKED,
+    "stablelm": replace(_PACKED, reattach=True),
+    "starcoder2": _PACKED,
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "modernbert": replace(_ENCODER, exclusive_window=True),
+    "bloom": _ALIBI,
+    "mpt": _ALIBI,
+    "falcon": _OWN,
+    "codegen": _OWN,
+    "gptj": _OWN,
+    "gpt_neo": Family(why="its attention keeps a causal buffer and ignores every other mask"),
+    "falcon_mamba": _RECURRENT,
+    "jamba": _RECURRENT,
+    "mamba": _RECURRENT,
+    "mamba2": _RECURRENT,
+    "rwkv": _RECURRENT,
+}
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_STRETCHED = ("dynamic", "longrope")
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family's row, or the one of the unknown; a member that differs from its family is set right here."""
+    family = FAMILIES.get(config.model_type, Family())
+    if not set(getattr(config, "layer_types", None) or ()) <= _LAYER_TYPES:
+        return Family(why="it mixes attention with layers of other kinds")
+    if getattr(config, "use_bidirectional_attention", None):  # EmbeddingGemma: a decoder turned encoder
+        return replace(family, encoder=True, exclusive_window=True)
+    return family
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """The longest document in tokens, or None where there is no limit.
+
+    A rotary embedding that changes its base with the longest document of the pass (`dynamic`, `longrope`) would let a
+    document depend on its neighbours; there the limit is the length up to which it stays as it was trained.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    if family_of(config).offset:
+        limit -= config.pad_token_id + 1
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") in _STRETCHED:
+            limit = min(limit, part.get("original_max_position_embeddings") or limit)
+    return int(limit)
+
+
+def position_start(config: PretrainedConfig) -> int:
+    """The number of a document's first position."""
+    return int(config.pad_token_id) + 1 if family_of(config).offset else 0
