@@ -98,6 +98,23 @@ class Adapter(nn.Module):
                     adapter.magnitude[_path(name)].copy_(torch.linalg.vector_norm(_weight(module, name), dim=1))
         return adapter
 
+    @torch.no_grad()
+    def fill(self, other: Adapter, at: Path) -> None:
+        """Take over the weights of `other`, which was read from the folder `at`.
+
+        Raises:
+            RunError: it adapts other modules, or in another way; `dropout` alone may differ.
+        """
+        own, found = (
+            {"kind": a.kind, "rank": a.rank, "scaling": a.scaling, "modules": set(a.names)} for a in (self, other)
+        )
+        for fact, value in own.items():
+            if found[fact] != value:
+                said = "other ones" if fact == "modules" else f"{found[fact]} and not {value}"
+                raise RunError(f"the adapter's {fact} is not that of the settings: {said}", at=str(at))
+        for name, parameter in self.named_parameters():
+            parameter.copy_(other.get_parameter(name))
+
     @property
     def scaling(self) -> float:
         """The factor of the update: alpha / R, for rslora alpha / sqrt(R)."""
@@ -199,7 +216,7 @@ def _merged(module: nn.Module, adapter: Adapter, name: str) -> torch.Tensor:
     if adapter.kind != "dora":
         return changed
     magnitude_O: torch.Tensor = adapter.magnitude[_path(name)]
-    scale_O = magnitude_O / torch.linalg.vector_norm(changed, dim=1)
+    scale_O: torch.Tensor = magnitude_O / torch.linalg.vector_norm(changed, dim=1)
     return changed * scale_O.unsqueeze(1)
 
 

@@ -1,0 +1,96 @@
+"""Turn a target's vector into its logits, in fp32 whatever the backbone's dtype.
+
+Shapes: S targets (or tokens, where logits are pooled), D features, L labels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from labeltune.errors import RunError
+from labeltune.keys import Key, generator, keep_mask
+from labeltune.storage import write_atomic
+
+INITIAL_STD = 0.02
+"""Standard deviation of fresh weights, stock transformers' `initializer_range`."""
+
+
+class Head(nn.Module):
+    """One linear layer, with dropout on its input.
+
+    Fresh weights are normal(0, 0.02), as stock transformers initialises a classification head; biases are zero.
+    crf: the transition scores of a head whose task decides over sequences; trained and saved with the head.
+    """
+
+    def __init__(
+        self, features: int, labels: int, *, bias: bool, dropout: float, key: Key, crf: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        drawn_LD = torch.randn(labels, features, generator=generator(key.fold("head")))
+        self.weight = nn.Parameter(drawn_LD * INITIAL_STD)
+        self.bias = nn.Parameter(torch.zeros(labels)) if bias else None
+        self.dropout = dropout
+        self.crf = crf
+
+    def forward(
+        self, vectors_SD: torch.Tensor, key: Key | None, row_S: torch.Tensor, index_S: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (S, L).
+
+        key: of this pass's randomness, None outside training. row_S, index_S: the address of each vector, which is
+        its token's, or its target's first token's.
+        """
+        vectors_SD = vectors_SD.float()
+        if key is not None and self.dropout:
+            keep_SD = keep_mask(key.fold("head"), row_S, index_S, vectors_SD.shape[1], self.dropout)
+            vectors_SD = torch.where(keep_SD, vectors_SD / (1 - self.dropout), 0.0)
+        return F.linear(vectors_SD, self.weight, self.bias)
+
+
+HEADS: dict[str, type[Head]] = {"linear": Head}
+"""Heads by the name in `head.kind`."""
+
+
+def save_tensors(path: Path, module: nn.Module) -> None:
+    """Write a module's parameters as safetensors, under their own names."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in module.named_parameters()}
+    write_atomic(path, save(tensors, metadata={"format": "pt"}))
+
+
+def load_tensors(path: Path, module: nn.Module) -> None:
+    """Fill a module's parameters from a file that holds exactly them.
+
+    Raises:
+        RunError: the file is missing or damaged, or a tensor is missing, left over, or of another shape or dtype.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise RunError("the head's weights are missing", at=str(path), hint="copy or train the run again") from None
+    except SafetensorError as error:
+        raise RunError(f"the head's weights are damaged: {error}", at=str(path)) from None
+    own = dict(module.named_parameters())
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in own or name not in tensors or _form(own[name]) != _form(tensors[name]):
+            raise RunError(
+                f"{name!r} is {_said(tensors.get(name))} in the file, and the settings ask for {_said(own.get(name))}",
+                at=str(path),
+                hint="the file or the settings were changed",
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
+
+
+def _said(tensor: torch.Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")

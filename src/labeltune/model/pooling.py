@@ -1,0 +1,105 @@
+"""Turn the tokens of a labelled span into one vector.
+
+Two steps: `POOLINGS[name]` makes each piece one vector, `combine` joins a target's pieces by the tokens they own. All
+sums run within one piece in token order, so a vector does not depend on the neighbours, on any device. Vectors are
+fp32 whatever the backbone's dtype.
+
+Shapes: N tokens, M tokens read (over all pieces), P pieces, S targets, D features (hidden units, or labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+PoolFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def first(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> torch.Tensor:
+    """The first token."""
+    return hidden_ND.index_select(0, starts_P).float()
+
+
+def last(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> torch.Tensor:
+    """The last token."""
+    return hidden_ND.index_select(0, ends_P - 1).float()
+
+
+def mean(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> torch.Tensor:
+    """The mean over tokens."""
+    tokens_MD, lengths_P = _read(hidden_ND, starts_P, ends_P)
+    return _reduce(tokens_MD, lengths_P, "mean")
+
+
+def maximum(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> torch.Tensor:
+    """The largest value of each feature; tokens that tie share the gradient."""
+    tokens_MD, lengths_P = _read(hidden_ND, starts_P, ends_P)
+    return _reduce(tokens_MD, lengths_P, "max")
+
+
+def attention(
+    hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor, query_D: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The mean weighted by the softmax of `token . query / sqrt(D)`; a query of zeros, or none, is the plain mean."""
+    if query_D is None:
+        return mean(hidden_ND, starts_P, ends_P)
+    tokens_MD, lengths_P = _read(hidden_ND, starts_P, ends_P)
+    scores_M1 = (tokens_MD @ query_D / len(query_D) ** 0.5).unsqueeze(1)
+    highest_P1 = _reduce(scores_M1.detach(), lengths_P, "max")
+    weights_M1 = torch.exp(scores_M1 - highest_P1.repeat_interleave(lengths_P, 0, output_size=len(tokens_MD)))
+    return _reduce(weights_M1 * tokens_MD, lengths_P, "sum") / _reduce(weights_M1, lengths_P, "sum")
+
+
+POOLINGS: dict[str, PoolFn] = {"first": first, "last": last, "mean": mean, "max": maximum, "attention": attention}
+"""(hidden_ND, starts_P, ends_P) -> pieces_PD, by the name in `model.pooling`. No piece is empty."""
+
+LEARNED = ("attention",)
+"""Poolings with a query of their own."""
+
+
+def combine(
+    pieces_PD: torch.Tensor, weights_P: torch.Tensor, piece_target_P: torch.Tensor, targets: int, how: str
+) -> torch.Tensor:
+    """Join each target's pieces, (S, D): the largest value for `max`, else the mean weighted by owned tokens.
+
+    piece_target_P: ascending; every target has a piece, so with as many pieces as targets each is its target's only
+    one and nothing is to do.
+    """
+    if len(pieces_PD) == targets:
+        return pieces_PD
+    counts_S = torch.bincount(piece_target_P, minlength=targets)
+    if how == "max":
+        return _reduce(pieces_PD, counts_S, "max")
+    weights_P1 = weights_P.unsqueeze(1)
+    return _reduce(pieces_PD * weights_P1, counts_S, "sum") / _reduce(weights_P1, counts_S, "sum")
+
+
+class Pooling(nn.Module):
+    """One member's pooling: a name of the table, and the query where it is learned (zeros at first: the mean)."""
+
+    def __init__(self, name: str, hidden_size: int) -> None:
+        super().__init__()
+        self.name = name
+        self.query = nn.Parameter(torch.zeros(hidden_size)) if name in LEARNED else None
+
+    def forward(self, hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> torch.Tensor:
+        """Pieces as vectors, (P, D) in fp32."""
+        if self.query is None:
+            return POOLINGS[self.name](hidden_ND, starts_P, ends_P)
+        return attention(hidden_ND, starts_P, ends_P, self.query)
+
+
+def _read(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of all pieces, one after the other (M, D) in fp32, and each piece's length."""
+    lengths_P = ends_P - starts_P
+    shift_P = starts_P - (lengths_P.cumsum(0) - lengths_P)  # from a place in M to a place in N
+    shift_M = torch.repeat_interleave(shift_P, lengths_P)
+    places_M = shift_M + torch.arange(len(shift_M), device=shift_M.device)
+    return hidden_ND.index_select(0, places_M).float(), lengths_P
+
+
+def _reduce(values_MD: torch.Tensor, lengths_P: torch.Tensor, how: str) -> torch.Tensor:
+    """Sum, mean or maximum over consecutive segments, (P, D)."""
+    return torch.segment_reduce(values_MD, how, lengths=lengths_P, axis=0, unsafe=True)
