@@ -1,0 +1,530 @@
+"""Turn characters into tokens: an example's text into windows of token ids, its targets into token ranges.
+
+Which tokens a unit reads. A token's characters are its offsets without white space at the ends; a token of nothing but
+a space mark (SentencePiece's `▁`) has none, though tokenizers give it the first letter's. A token belongs to the first
+unit that it overlaps, and a unit's piece runs from its first token to its last. A unit without a token of its own reads
+the last token that begins before the unit ends: the one that it shares with its neighbour, or, where the tokenizer
+dropped its characters, the nearest one before it. So every unit has a piece. No text is tokenised twice: windows and
+cuts divide the tokens of the whole text.
+
+Shapes: n tokens of a text (special ones left out), N tokens of its windows, W windows, t targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from labeltune.data import units, windows
+from labeltune.data.settings import DataConfig
+from labeltune.data.windows import Cuts, Windows
+from labeltune.errors import DataError, ModelError, SettingsError
+from labeltune.schema import Encoded, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+Spans = Sequence[tuple[int, int]]
+
+CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000  # tokenised together, on all cores
+FORMAT = 1  # part of every key; to be raised when the same settings encode differently
+
+_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # the last stands for all above: none is white space
+
+
+class Shown(NamedTuple):
+    """A token as `inspect` shows it. role: `read`, or what is not read: `owned`, `context`, `special`."""
+
+    text: str
+    id: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Specials:
+    """The special token ids before and after the tokens of each window."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A whole text's tokens. ids: int32 (n); starts, ends: int64 (n), ascending, or empty where nobody reads them."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A text fitted to the settings.
+
+    ids: int32 (n), what is left of the tokens; source: int64 (n), their places in the whole text.
+    first, last: int64 (t), the tokens first:last of each unit; empty for a document.
+    spans: the characters of the t targets.
+    """
+
+    ids: np.ndarray
+    source: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    spans: Spans
+    dropped_units: int = 0
+    dropped_characters: int = 0
+
+    def cuts(self) -> Cuts:
+        return Cuts.around(self.first, self.last, len(self.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """The windows of a row, one after the other.
+
+    tokens: int32 (N). begins: int64 (W + 1), the windows' boundaries. shift: int64 (W), token i of the row stands at
+    shift[w] + i in window w.
+    """
+
+    windows: Windows
+    tokens: np.ndarray
+    begins: np.ndarray
+    shift: np.ndarray
+
+
+class Encoder:
+    """Encodes examples: one tokenizer, one `data` section, one kind of target.
+
+    max_tokens: the longest window, special tokens included.
+    targets: `document` is one target over the whole text; `units` is one target each.
+    edge: the end of a piece that the pooling reads. For documents, `last` lets the piece run on to the window's end,
+        special tokens included, and `first` lets it begin where the window does; `inside` is the owned tokens alone,
+        or with `whole_special` also the special tokens around the whole text.
+    label_of: (example, the targets' character ranges) -> `Encoded.labels`.
+
+    Raises:
+        ModelError: the tokenizer gives no offsets or wrong ones, or lacks a special token that was asked for.
+        SettingsError: no token fits between the special ones; or neighbouring rows around a document.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        config: DataConfig,
+        max_tokens: int,
+        targets: Literal["document", "units"],
+        label_of: Callable[[Example, Spans], np.ndarray],
+        whole_special: bool = False,
+        edge: Literal["first", "last", "inside"] = "inside",
+    ) -> None:
+        _check_fast(tokenizer)
+        if config.context and targets == "document":
+            raise SettingsError("neighbouring rows are context for tagging only", at="data.context", hint="set it to 0")
+        self.tokenizer, self.config, self.max_tokens = tokenizer, config, max_tokens
+        self.targets, self.label_of, self.whole_special, self.edge = targets, label_of, whole_special, edge
+        self.specials = special_tokens(tokenizer, config.bos, config.eos)
+        self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (self.specials.prefix, self.specials.suffix))
+        self.capacity = _capacity(max_tokens, self.specials)
+        self._offsets = targets == "units" or config.long == "truncate"
+        if self._offsets:
+            _check_offsets(tokenizer)
+        self._blank = _blank(tokenizer) if targets == "units" else np.empty(0, bool)
+
+    def encode(self, example: Example) -> Encoded:
+        """The example alone, without neighbours."""
+        (text,) = self._texts([example], self._offsets)
+        return self._encoded(example, self._fitted(example, text))
+
+    def encode_many(self, examples: Iterable[Example]) -> Iterator[Encoded]:
+        """The examples in order, tokenised in chunks; with `data.context`, each between its neighbours.
+
+        Neighbours are of the same group where `data.group` names one. Their tokens fill what a row leaves of its
+        window, the nearest first, half on either side; a row in several windows is its own context.
+        """
+        rows = ((one, self._fitted(one, text)) for one, text in self._tokenised(examples))
+        for before, (example, row), after in neighbours(rows, self.config.context):
+            near = ([r.ids for other, r in side if self._same_group(other, example)] for side in (before, after))
+            yield self._encoded(example, row, *near)
+
+    def key(self, *parts: str) -> str:
+        """A hash of all that decides the encoding: settings, tokenizer, and `parts` (the data's hash, the labels)."""
+        config = self.config.model_dump(mode="json", exclude={"train", "dev", "test"})
+        settings = [FORMAT, config, self.max_tokens, self.targets, self.edge, self.whole_special, parts]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        return digest.hexdigest()
+
+    def show(self, example: Example) -> list[Shown]:
+        """The tokens of the example's windows, in order, with what becomes of each."""
+        (text,) = self._texts([example], True)
+        row = self._fitted(example, text)
+        stream = self._stream(example, row, (), ())
+        roles, source = _roles(stream, self._encoded(example, row), self.edge)
+        names = list(self.tokenizer.convert_ids_to_tokens(stream.tokens.tolist()))
+        for place in np.flatnonzero((source >= 0) & ~_blank(self.tokenizer)[stream.tokens]):
+            token = row.source[source[place]]
+            names[place] = example.text[text.starts[token] : text.ends[token]] or names[place]
+        return [Shown(*each) for each in zip(names, stream.tokens.tolist(), roles.tolist(), strict=True)]
+
+    # Text -> tokens
+
+    def _tokenised(self, examples: Iterable[Example]) -> Iterator[tuple[Example, _Text]]:
+        for chunk in _chunks(examples):
+            yield from zip(chunk, self._texts(chunk, self._offsets), strict=True)
+
+    def _texts(self, examples: Sequence[Example], offsets: bool) -> Iterator[_Text]:
+        found = self.tokenizer(
+            [_sound(example) for example in examples],
+            add_special_tokens=False,
+            return_offsets_mapping=offsets,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            padding=False,
+            truncation=False,
+            verbose=False,
+        )
+        for number, ids in enumerate(found["input_ids"]):
+            if not offsets:
+                yield _Text(np.array(ids, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
+                continue
+            ranges = np.array(found["offset_mapping"][number], np.int64).reshape(-1, 2)
+            yield _Text(np.array(ids, np.int32), *np.maximum.accumulate(ranges, axis=0).T)
+
+    # Tokens -> what fits
+
+    def _fitted(self, example: Example, text: _Text) -> _Row:
+        if len(text.ids) + len(self.specials) == 0:
+            raise DataError("the tokenizer makes no token of this text", at=example.id, hint="remove the row")
+        row = self._whole(example, text)
+        if len(row.ids) <= self.capacity:
+            return row
+        if self.config.long == "error":
+            raise self._too_long(example, len(row.ids))
+        if (row.last - row.first > self.capacity).any():
+            row = self._unit_tails_cut(row)
+        if self.config.long == "truncate" and len(row.ids) > self.capacity:
+            row = self._shortened(example, text, row)
+        return replace(row, dropped_characters=_characters_lost(text, row.source))
+
+    def _whole(self, example: Example, text: _Text) -> _Row:
+        source = np.arange(len(text.ids))
+        if self.targets == "document":
+            nothing = np.empty(0, np.int64)
+            return _Row(text.ids, source, nothing, nothing, [(0, len(example.text))])
+        spans = units.find(example.text, self.config.unit) if example.units is None else example.units
+        first, last = align(example.text, text.starts, text.ends, self._blank[text.ids], spans)
+        return _Row(text.ids, source, first, last, spans)
+
+    def _unit_tails_cut(self, row: _Row) -> _Row:
+        """A unit that no window holds keeps its first tokens; one that shared a lost token reads the last one left."""
+        keep = np.ones(len(row.ids), bool)
+        for unit in np.flatnonzero(row.last - row.first > self.capacity):
+            keep[row.first[unit] + self.capacity : row.last[unit]] = False
+        row = _kept(row, keep)
+        first = np.minimum(row.first, row.last - 1)
+        return replace(row, first=first)
+
+    def _shortened(self, example: Example, text: _Text, row: _Row) -> _Row:
+        room = (0, len(row.ids))
+        if example.room is not None:
+            starts, ends = text.starts[row.source], text.ends[row.source]
+            first = int(np.searchsorted(starts, example.room[0]))
+            room = first, max(first, int(np.searchsorted(ends, example.room[1], side="right")))
+        cut = windows.shorten(row.cuts(), capacity=self.capacity, room=room)
+        if cut is None:
+            raise self._too_long(example, len(row.ids), fixed=True)
+        keep = np.ones(len(row.ids), bool)
+        keep[slice(*cut)] = False
+        short = _kept(row, keep)
+        whole = np.flatnonzero(short.last > short.first)
+        spans = row.spans if self.targets == "document" else [row.spans[unit] for unit in whole.tolist()]
+        lost = len(row.spans) - len(spans)
+        return replace(short, first=short.first[whole], last=short.last[whole], spans=spans, dropped_units=lost)
+
+    def _too_long(self, example: Example, count: int, *, fixed: bool = False) -> DataError:
+        what = f"the text has {count + len(self.specials)} tokens, special tokens included, and {self.max_tokens} fit"
+        if fixed:
+            what += ", even without the field that may be shortened"
+            return DataError(what, at=example.id, hint="raise data.max_tokens, or name another data.long_field")
+        hint = 'raise data.max_tokens, or set data.long to "window" or "truncate"'
+        return DataError(what, at=example.id, hint=hint)
+
+    # What fits -> windows and pieces
+
+    def _encoded(
+        self, example: Example, row: _Row, before: Sequence[np.ndarray] = (), after: Sequence[np.ndarray] = ()
+    ) -> Encoded:
+        stream = self._stream(example, row, before, after)
+        starts, ends, weights = self._unit_pieces(row, stream) if self.targets == "units" else self._pieces(row, stream)
+        return Encoded(
+            tokens=stream.tokens,
+            window_lengths=(stream.begins[1:] - stream.begins[:-1]).astype(np.int32),
+            piece_start=starts.astype(np.int32),
+            piece_end=ends.astype(np.int32),
+            piece_weight=np.maximum(weights, 1).astype(np.int32),
+            piece_target=np.arange(len(starts), dtype=np.int32) * (self.targets == "units"),
+            target_span=np.array(row.spans, np.int32).reshape(-1, 2),
+            labels=self.label_of(example, row.spans),
+            dropped_units=row.dropped_units,
+            dropped_characters=row.dropped_characters,
+        )
+
+    def _stream(
+        self, example: Example, row: _Row, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
+    ) -> _Stream:
+        plan = self._windows(example, row)
+        left, right = _around(before, after, self.capacity - len(row.ids))
+        prefix, suffix = self._prefix, self._suffix
+        parts = [
+            np.concatenate((prefix, left, row.ids[start:end], right, suffix))
+            for start, end in zip(plan.starts, plan.ends, strict=True)
+        ]
+        begins = np.array([0, *accumulate(map(len, parts))])
+        tokens = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return _Stream(plan, tokens, begins, begins[:-1] + len(prefix) + len(left) - plan.starts)
+
+    def _windows(self, example: Example, row: _Row) -> Windows:
+        if len(row.ids) <= self.capacity:
+            return windows.whole(len(row.ids))
+        plan = windows.plan(row.cuts(), capacity=self.capacity, overlap=self.config.overlap)
+        most = self.config.max_windows
+        if len(plan) > most:
+            raise DataError(
+                f"the text needs {len(plan)} windows of {self.max_tokens} tokens, and {most} are allowed",
+                at=example.id,
+                hint='raise data.max_windows or data.max_tokens, or set data.long to "truncate"',
+            )
+        return plan
+
+    def _unit_pieces(self, row: _Row, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shift = stream.shift[stream.windows.owner(row.first)]
+        if len(row.ids) == 0:  # every character was dropped: the units read the window's first special token
+            return np.zeros_like(row.first), np.ones_like(row.last), np.ones_like(row.first)
+        return shift + row.first, shift + row.last, row.last - row.first
+
+    def _pieces(self, row: _Row, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One piece per window: starts, ends, weights (W)."""
+        borders, begins = stream.windows.borders, stream.begins
+        starts, ends = stream.shift + borders[:-1], stream.shift + borders[1:]
+        if self.edge == "first" or len(row.ids) == 0:
+            starts = begins[:-1].copy()
+        if self.edge == "last" or len(row.ids) == 0:
+            ends = begins[1:].copy()
+        if self.whole_special:
+            starts[0], ends[-1] = 0, begins[-1]
+        return starts, ends, borders[1:] - borders[:-1]
+
+    def _same_group(self, one: Example, other: Example) -> bool:
+        name = self.config.group
+        return name is None or one.fields.get(name) == other.fields.get(name)
+
+
+# Alignment
+
+
+def align(
+    text: str, starts: np.ndarray, ends: np.ndarray, blank: np.ndarray, spans: Spans
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens first:last that each unit reads, int64 (t) each; the rule stands at the top of this file.
+
+    starts, ends: the tokens' characters, ascending; blank: bool (n), tokens without characters whatever their offsets.
+    spans: the units' characters, sorted, not overlapping.
+    """
+    unit_starts, unit_ends = np.array(spans, np.int64).reshape(-1, 2).T
+    solid_starts, solid_ends = _trimmed(text, starts, ends)
+    owner = unit_ends.searchsorted(solid_starts, side="right")  # the first unit that ends behind the token's start
+    begin = np.concatenate((unit_starts, [len(text) + 1]))[owner]
+    tokens = np.flatnonzero((begin < solid_ends) & (solid_starts < solid_ends) & ~blank)
+    owned = owner[tokens]
+    nearest = np.maximum(starts.searchsorted(unit_ends) - 1, 0)
+    if len(tokens) == 0:
+        return nearest, nearest + 1
+    numbers = np.arange(len(unit_starts))
+    low, high = owned.searchsorted(numbers), owned.searchsorted(numbers, side="right")
+    first = np.where(low < high, tokens[np.minimum(low, len(tokens) - 1)], nearest)
+    return first, np.where(low < high, tokens[high - 1], nearest) + 1
+
+
+def _trimmed(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens' characters without white space at the ends; tokens of nothing else end where they start."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    solid = ~_SPACE[np.minimum(codes, len(_SPACE) - 1)]
+    places = np.concatenate((solid.nonzero()[0], [len(text)]))
+    before = np.concatenate(([0], solid.cumsum()))  # solid characters before each character
+    low, high = before[starts], before[ends]
+    trimmed = places[low]
+    return trimmed, np.where(low < high, places[high - 1] + 1, trimmed)
+
+
+def _blank(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Bool, by token id: tokens that are nothing but space marks."""
+    vocabulary = tokenizer.get_vocab()
+    table = np.zeros(max(vocabulary.values()) + 1, bool)
+    for token, number in vocabulary.items():
+        table[number] = not token.strip("▁Ġ") and not str(tokenizer.decode([number])).strip()
+    return table
+
+
+def _kept(row: _Row, keep: np.ndarray) -> _Row:
+    """The row without some tokens; units that lose all of theirs are left with an empty range."""
+    place = np.concatenate(([0], np.cumsum(keep)))
+    return replace(row, ids=row.ids[keep], source=row.source[keep], first=place[row.first], last=place[row.last])
+
+
+def _characters_lost(text: _Text, source: np.ndarray) -> int:
+    """How many characters only the cut tokens cover."""
+    if len(source) == len(text.ids):
+        return 0
+    covered = np.zeros((2, int(text.ends.max()) + 1), np.int64)
+    for line, tokens in zip(covered, (np.arange(len(text.ids)), source), strict=True):
+        np.add.at(line, text.starts[tokens], 1)
+        np.add.at(line, text.ends[tokens], -1)
+    whole, left = covered.cumsum(axis=1) > 0
+    return int((whole & ~left).sum())
+
+
+# The tokenizer
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool | str, eos: bool | str) -> Specials:
+    """What stands around each window: with `auto` what the tokenizer adds by itself, with `true` at least bos or eos.
+
+    Raises:
+        ModelError: `true` asks for a token that the tokenizer lacks.
+    """
+    prefix, suffix = _added(tokenizer)
+    return Specials(
+        _chosen(bos, prefix, tokenizer.bos_token_id, "bos"),
+        _chosen(eos, suffix, tokenizer.eos_token_id, "eos"),
+    )
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    for probe in ("a", "1", ".", "あ", "я"):
+        plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(probe)["input_ids"]
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    raise ModelError("cannot find the special tokens that this tokenizer adds", at=type(tokenizer).__name__)
+
+
+def _chosen(wanted: bool | str, added: tuple[int, ...], token: int | None, name: str) -> tuple[int, ...]:
+    if wanted == "auto" or (wanted and added):
+        return added
+    if not wanted:
+        return ()
+    if token is None:
+        raise ModelError(
+            f"the tokenizer has no {name} token",
+            at=f"data.{name}",
+            hint=f'set data.{name} to "auto" or false; a padding token is not needed',
+        )
+    return (token,)
+
+
+def _capacity(max_tokens: int, specials: Specials) -> int:
+    capacity = max_tokens - len(specials)
+    if capacity < 1:
+        message = f"{max_tokens} tokens leave no room between {len(specials)} special tokens"
+        raise SettingsError(message, at="data.max_tokens", hint="raise it")
+    return capacity
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "this tokenizer cannot say which characters a token covers",
+            at=type(tokenizer).__name__,
+            hint="put a fast one beside the model (tokenizer.json)",
+        )
+
+
+def _check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A BPE without unknown token and byte fallback drops what it does not know and moves all later offsets."""
+    for rare in ("\ue000", "\U0001fae9", "\u0e5b"):
+        ranges = tokenizer(f"a{rare}a", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if ranges and ranges[-1][1] < 3:
+            raise ModelError(
+                "this tokenizer drops characters that it does not know, and its offsets are wrong behind them",
+                at=type(tokenizer).__name__,
+                hint="load it from its tokenizer.json as it is, or give it an unknown token or byte fallback",
+            )
+
+
+# Examples
+
+
+def neighbours(rows: Iterable[T], count: int) -> Iterator[tuple[list[T], T, list[T]]]:
+    """Each row between the `count` rows before it and after it, as many as there are."""
+    rows = iter(rows)
+    before: deque[T] = deque(maxlen=count)
+    ahead = deque(islice(rows, count + 1))
+    while ahead:
+        row = ahead.popleft()
+        yield list(before), row, list(ahead)
+        before.append(row)
+        ahead.extend(islice(rows, 1))
+
+
+def _around(before: Sequence[np.ndarray], after: Sequence[np.ndarray], spare: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest `spare` tokens of the neighbours, half on either side where both have them."""
+    nothing = np.empty(0, np.int32)
+    if spare <= 0 or not (before or after):
+        return nothing, nothing
+    left, right = np.concatenate((nothing, *before)), np.concatenate((nothing, *after))
+    size = min(len(left), max(spare // 2, spare - len(right)))
+    return left[len(left) - size :], right[: spare - size]
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    characters = 0
+    for example in examples:
+        chunk.append(example)
+        characters += len(example.text)
+        if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _sound(example: Example) -> str:
+    """The text, which must have a UTF-8 form."""
+    try:
+        example.text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} of the text is a lone surrogate, which no tokenizer reads",
+            at=example.id,
+            hint="it is half of a character: mend the file's encoding",
+        ) from None
+    return example.text
+
+
+def _roles(stream: _Stream, encoded: Encoded, edge: str) -> tuple[np.ndarray, np.ndarray]:
+    """By token of the stream, (N) each: its role, and its place in the row (-1 for a special token)."""
+    source = np.full(len(stream.tokens), -1)
+    roles = np.full(len(stream.tokens), "special", dtype="<U7")
+    plan = stream.windows
+    for window, shift in enumerate(stream.shift):
+        held = np.arange(plan.starts[window], plan.ends[window])
+        source[shift + held], roles[shift + held] = held, "context"
+        roles[shift + plan.borders[window] : shift + plan.borders[window + 1]] = "owned"
+    for start, end in zip(encoded.piece_start, encoded.piece_end, strict=True):
+        first, last = (end - 1 if edge == "last" else start), (start + 1 if edge == "first" else end)
+        roles[first:last] = "read"
+    return roles, source
