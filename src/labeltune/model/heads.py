@@ -15,6 +15,7 @@ from torch import nn
 
 from labeltune.errors import RunError
 from labeltune.keys import Key, generator, keep_mask
+from labeltune.model.crf import CRF
 from labeltune.storage import write_atomic
 
 INITIAL_STD = 0.02
@@ -25,18 +26,26 @@ class Head(nn.Module):
     """One linear layer, with dropout on its input.
 
     Fresh weights are normal(0, 0.02), as stock transformers initialises a classification head; biases are zero.
+    shared: one weight vector for all logits, told apart by their biases.
     crf: the transition scores of a head whose task decides over sequences; trained and saved with the head.
     """
 
     def __init__(
-        self, features: int, labels: int, *, bias: bool, dropout: float, key: Key, crf: nn.Module | None = None
+        self,
+        features: int,
+        labels: int,
+        *,
+        bias: bool,
+        dropout: float,
+        key: Key,
+        shared: bool = False,
+        crf: CRF | None = None,
     ) -> None:
         super().__init__()
-        drawn_LD = torch.randn(labels, features, generator=generator(key.fold("head")))
+        drawn_LD = torch.randn(1 if shared else labels, features, generator=generator(key.fold("head")))
         self.weight = nn.Parameter(drawn_LD * INITIAL_STD)
         self.bias = nn.Parameter(torch.zeros(labels)) if bias else None
-        self.dropout = dropout
-        self.crf = crf
+        self.labels, self.dropout, self.crf = labels, dropout, crf
 
     def forward(
         self, vectors_SD: torch.Tensor, key: Key | None, row_S: torch.Tensor, index_S: torch.Tensor
@@ -50,7 +59,7 @@ class Head(nn.Module):
         if key is not None and self.dropout:
             keep_SD = keep_mask(key.fold("head"), row_S, index_S, vectors_SD.shape[1], self.dropout)
             vectors_SD = torch.where(keep_SD, vectors_SD / (1 - self.dropout), 0.0)
-        return F.linear(vectors_SD, self.weight, self.bias)
+        return F.linear(vectors_SD, self.weight.expand(self.labels, -1), self.bias)
 
 
 HEADS: dict[str, type[Head]] = {"linear": Head}

@@ -57,7 +57,7 @@ class Member(nn.Module):
     def read(self, hidden_NH: torch.Tensor, part: Part, key: Key | None) -> torch.Tensor:
         """Logits (S, L) of one slice, in fp32."""
         if not part.targets:
-            return self.head.weight.new_zeros(0, len(self.head.weight))
+            return self.head.weight.new_zeros(0, self.head.labels)
         if self.pool_on == "logits":
             logits_NL = self.head(hidden_NH, key, part.token_row, part.token_index)
             return self._pool(logits_NL, part)
@@ -190,12 +190,13 @@ def build(
     task_unmask: str,
     task_pooling: str,
     task_bias: bool,
+    task_shared: bool = False,
     width: int,
     key: Key,
 ) -> Member:
     """A fresh member, its settings resolved against the backbone; `task_…` are the task's choices where they are open.
 
-    width: labels of the head. key: of the initial weights.
+    task_shared: one weight vector for all logits (CORAL). width: labels of the head. key: of the initial weights.
 
     Raises:
         SettingsError, ModelError: a setting that this backbone cannot follow.
@@ -207,6 +208,9 @@ def build(
             at="model.pool_on",
             hint='set model.pool_on = "hidden", or model.pooling = "max"',
         )
+    bias = task_bias if head.bias is None else head.bias
+    if task_shared and not bias:
+        raise SettingsError("thresholds differ by their biases alone", at="head.bias", hint="leave it out")
     depth = _depth(backbone, model)
     member = Member(
         adapter=_adapter(backbone, lora_config, depth, key),
@@ -217,9 +221,10 @@ def build(
         head=HEADS[head.kind](
             backbone.hidden_size,
             width,
-            bias=task_bias if head.bias is None else head.bias,
+            bias=bias,
             dropout=head.dropout,
             key=key,
+            shared=task_shared,
             crf=CRF(width) if head.crf else None,
         ),
     )
