@@ -1,0 +1,111 @@
+"""A number a text: the logit itself is the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+
+from labeltune import metrics
+from labeltune.data.settings import DataConfig
+from labeltune.errors import DataError, SettingsError
+from labeltune.labels import LabelSet
+from labeltune.metrics import Figures, Hits
+from labeltune.schema import Example, Prediction
+from labeltune.tasks.calibration import Calibration
+from labeltune.tasks.task import Chained, Decisions, LabelOf, Spans, Task, as_array
+
+
+@final
+class Regression(Task):
+    """The row `regression`. Its label set is empty."""
+
+    name: ClassVar[str] = "regression"
+    select: ClassVar[str] = "mse"
+    metrics: ClassVar[tuple[str, ...]] = ("mse", "spearman")
+    losses: ClassVar[Mapping[str | None, str]] = {None: "mse"}
+
+    def gold(self, example: Example) -> Collection[str]:
+        """No names; but the row must have a number."""
+        number(example)
+        return ()
+
+    def label_set(self, examples: Iterable[Example], data: DataConfig) -> LabelSet:
+        """Empty, once every row is known to have a number."""
+        for example in examples:
+            number(example)
+        return LabelSet(())
+
+    def label_of(self, labels: LabelSet) -> LabelOf:
+        """float32 (t); NaN where unlabelled."""
+
+        def label_of(example: Example, spans: Spans) -> np.ndarray:
+            value = math.nan if example.label is None else number(example)
+            return np.full(len(spans), value, dtype=np.float32)
+
+        return label_of
+
+    def width(self, labels: LabelSet) -> int:
+        """One logit."""
+        return 1
+
+    def decide(
+        self,
+        logits: torch.Tensor | np.ndarray,
+        target_document: torch.Tensor | np.ndarray,
+        labels: LabelSet,
+        calibration: Calibration | None = None,
+        head: Chained | None = None,
+    ) -> Decisions:
+        """The numbers."""
+        values = as_array(logits).reshape(-1).astype(np.float32)
+        return Decisions(values, np.empty((len(values), 0), dtype=np.float32), as_array(target_document))
+
+    def calibrate(
+        self,
+        logits: torch.Tensor | np.ndarray,
+        targets: np.ndarray,
+        labels: LabelSet,
+        head: Chained | None = None,
+    ) -> Calibration:
+        """Nothing to fit."""
+        return Calibration()
+
+    def _prediction(
+        self,
+        example: Example,
+        answer: np.ndarray,
+        probabilities: np.ndarray,
+        labels: LabelSet,
+        min_score: float | None,
+        all_scores: bool,
+    ) -> Prediction:
+        if min_score is not None:
+            raise SettingsError("regression has no score to abstain by", at="--min-score", hint="leave it out")
+        return Prediction(example.id, value=float(answer))
+
+    def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
+        """None."""
+        return Hits.empty()
+
+    def score(self, examples: Iterable[Example], predictions: Sequence[Prediction], labels: LabelSet) -> Figures:
+        """`mse` and `spearman`."""
+        gold = np.array([number(example) for example in examples])
+        return metrics.numbers(gold, np.array([p.value for p in predictions], dtype=np.float64))
+
+
+def number(example: Example) -> float:
+    """The row's label as a finite number, or a DataError with its address."""
+    if example.label is None:
+        raise DataError("no label", at=example.id, hint="give every row a number")
+    try:
+        value = float(example.label)  # type: ignore[arg-type]  # a tuple raises TypeError, as it should
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        hint = "give every row a number, or set task = 'classification'"
+        raise DataError(f"label {example.label!r} is no number", at=example.id, hint=hint)
+    return value
