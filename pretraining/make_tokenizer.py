@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerFast
 VOCABULARY = 6144
 CONTEXT = 512
 END, MASK = "<|endoftext|>", "<|mask|>"
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SAMPLE_BYTES = 48_000_000  # the corpus is shuffled by document, so its head is a fair sample
 
 
@@ -54,9 +56,7 @@ def train(corpus: Path) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, end)]
-            ),
+            processors.TemplateProcessing(single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, end)]),
         ]
     )
     return PreTrainedTokenizerFast(

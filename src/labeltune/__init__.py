@@ -1,0 +1,66 @@
+"""labeltune: turn any open decoder LLM into a classifier or a tagger.
+
+    run = labeltune.train("train.jsonl", model="meta-llama/Llama-3.2-1B", out="runs/intents")
+    predictor = labeltune.load("runs/intents")
+    predictor.predict(["where is my parcel?"])
+
+The names below are the public face; each is imported when it is first used, so `import labeltune` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from labeltune.config import Config as Config
+    from labeltune.errors import DataError as DataError
+    from labeltune.errors import LabeltuneError as LabeltuneError
+    from labeltune.errors import ModelError as ModelError
+    from labeltune.errors import RunError as RunError
+    from labeltune.errors import SettingsError as SettingsError
+    from labeltune.fitting import train as train
+    from labeltune.inspection import inspect as inspect
+    from labeltune.interrupt import Interrupted as Interrupted
+    from labeltune.predict import Predictor as Predictor
+    from labeltune.predict import evaluate as evaluate
+    from labeltune.predict import load as load
+    from labeltune.run import Run as Run
+    from labeltune.run import open_run as open_run
+    from labeltune.schema import Example as Example
+    from labeltune.schema import Prediction as Prediction
+    from labeltune.schema import Span as Span
+    from labeltune.schema import SpanPrediction as SpanPrediction
+
+_HOMES = {
+    "Config": "config",
+    "DataError": "errors",
+    "Example": "schema",
+    "Interrupted": "interrupt",
+    "LabeltuneError": "errors",
+    "ModelError": "errors",
+    "Prediction": "schema",
+    "Predictor": "predict",
+    "Run": "run",
+    "RunError": "errors",
+    "SettingsError": "errors",
+    "Span": "schema",
+    "SpanPrediction": "schema",
+    "evaluate": "predict",
+    "inspect": "inspection",
+    "load": "predict",
+    "open_run": "run",
+    "train": "fitting",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'labeltune' has no attribute {name!r}")
+    value = getattr(import_module(f"labeltune.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,127 @@
+"""Settings and labels into what computes: backbone, tokenizer, encoder and member, the same for training and prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from labeltune.config import Config, with_settings
+from labeltune.data.encoding import Encoder
+from labeltune.errors import SettingsError
+from labeltune.keys import Key
+from labeltune.labels import LabelSet
+from labeltune.model import backbone as backbones
+from labeltune.model import member as members
+from labeltune.model.selfcheck import Report, check
+from labeltune.tasks import TASKS, Task
+from labeltune.training.trainer import MICRO_TOKENS
+
+GPU_MICRO_TOKENS = 16384
+EDGES: dict[str, Literal["first", "last"]] = {"first": "first", "last": "last"}
+"""Poolings that read one end of a text, its special token included; the others read inside."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One member on its backbone, ready to train or to answer; `config` has every open choice settled."""
+
+    config: Config
+    task: Task
+    labels: LabelSet
+    backbone: backbones.Backbone
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    member: members.Member
+    selfcheck: Report
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("this machine has no CUDA device", at="train.device", hint="use auto or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("this machine has no MPS device", at="train.device", hint="use auto or cpu")
+    return torch.device(name)
+
+
+def task_of(config: Config) -> Task:
+    """The row of TASKS that the settings name."""
+    if config.task not in TASKS:
+        raise SettingsError(f"{config.task!r} is no task", at="task", hint="known: " + ", ".join(TASKS))
+    return TASKS[config.task]
+
+
+def assemble(config: Config, labels: LabelSet, tokenizer: PreTrainedTokenizerBase | None = None) -> Assembly:
+    """Load the backbone, check it, and build a fresh member for `config.task` and `labels`.
+
+    Raises ModelError where the backbone is incomplete or fails the self-check, SettingsError for impossible settings.
+    """
+    task = task_of(config)
+    device = pick_device(config.train.device)
+    tokenizer = tokenizer or backbones.load_tokenizer(config.model)
+    backbone = backbones.load(
+        config.model,
+        device=device,
+        checkpointing=config.model.checkpointing == "on",
+        trainable=config.lora.kind == "full",
+    )
+    config = settle(config, task, backbone)
+    report = check(backbone, backbone.policy(config.model.unmask or "none"))
+    member = members.build(
+        backbone,
+        config.model,
+        config.lora,
+        config.head,
+        task_unmask=task.unmask,
+        task_pooling=task.pooling,
+        task_bias=task.bias,
+        width=task.width(labels),
+        key=Key.of(config.train.seed).fold("weights"),
+    )
+    return Assembly(
+        config, task, labels, backbone, tokenizer, make_encoder(config, task, labels, tokenizer), member, report
+    )
+
+
+def make_encoder(config: Config, task: Task, labels: LabelSet, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder of rows for `config` with all choices settled."""
+    return Encoder(
+        tokenizer,
+        config=config.data,
+        max_tokens=config.data.max_tokens or 512,
+        targets=task.targets,
+        whole_special=config.model.pool_special,
+        edge=EDGES.get(config.model.pooling or "", "inside"),
+        label_of=task.label_of(labels),
+    )
+
+
+def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
+    """Write every open choice into the settings, so that the run repeats without this machine's defaults."""
+    device = backbone.device.type
+    micro = config.train.micro_tokens or (MICRO_TOKENS if device == "cpu" else GPU_MICRO_TOKENS)
+    longest = config.data.max_tokens or min(backbone.context or 512, 512)
+    if backbone.context and longest > backbone.context:
+        raise SettingsError(
+            f"{longest} is more than the backbone's context of {backbone.context}", at="data.max_tokens"
+        )
+    values: dict[str, Any] = {
+        "data.max_tokens": longest,
+        "model.unmask": config.model.unmask or task.unmask,
+        "model.pooling": config.model.pooling or task.pooling,
+        "model.depth": config.model.depth or backbone.layers,
+        "head.bias": task.bias if config.head.bias is None else config.head.bias,
+        "lora.alpha": config.lora.alpha or config.lora.rank,
+        "train.head_lr": config.train.head_lr or config.train.lr,
+        "train.select": config.train.select or task.select,
+        "train.device": device,
+        "train.threads": config.train.threads or torch.get_num_threads(),
+        "train.micro_tokens": micro,
+        "eval.batch_tokens": config.eval.batch_tokens or micro,
+    }
+    return with_settings(config, values)

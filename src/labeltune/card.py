@@ -1,0 +1,150 @@
+"""The model card of a run: what it is, what it was trained on, how well it does, how to use it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from labeltune.ledger import Ledger
+from labeltune.run import CARD, SPLITS, Run
+from labeltune.storage import read_json, write_atomic
+
+PACKAGES = ("labeltune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+
+TEMPLATE = """\
+---
+library_name: labeltune
+{% if base -%}
+base_model: {{ base }}
+{% endif -%}
+tags: [labeltune, {{ task }}]
+---
+
+# {{ name }}
+
+A {{ task }} model: `{{ backbone }}` adapted by label-supervised fine-tuning ({{ adapter }}), \
+mask removed in layers `{{ model.unmask }}`, `{{ model.pooling }}` pooling on {{ model.pool_on }}.
+{% if state != "finished" %}
+**This training was interrupted; it can go on with `--resume`.**
+{% endif %}
+## Use
+
+```bash
+labeltune predict {{ folder }} new.jsonl --out labelled.jsonl
+```
+
+```python
+import labeltune
+
+predictor = labeltune.load("{{ folder }}")
+print(predictor.predict(["a text"]))
+```
+
+## Labels
+
+{{ labels | length }}: {{ labels | join(", ") }}
+
+## Figures
+
+| metric |{% for split in splits %} {{ split }} |{% endfor %}
+
+|---|{% for split in splits %}---:|{% endfor %}
+
+{% for metric in metrics -%}
+| {{ metric }} |{% for split in splits %} {{ figures[split].get(metric) | number }} |{% endfor %}
+
+{% endfor %}
+The weights were chosen by dev `{{ select }}`{% if train.best_epoch %} (epoch {{ train.best_epoch }}){% endif %}. \
+{% if "test" in splits -%}
+The test split was opened {{ openings | length }} time(s): {{ openings | join("; ") }}.
+{%- else -%}
+No test split was given: dev figures chose the weights, so expect less on new data.
+{%- endif %}
+
+Training: {{ train.steps }} steps, {{ train.seconds | number }} s, {{ train.rows_per_second | number }} rows/s, \
+{{ train.tokens_per_second | number }} tokens/s, peak memory {{ train.peak_memory_gib | number }} GiB, \
+{{ "{:,}".format(train.trained_parameters or 0) }} trained parameters.
+
+## Data
+
+| split | rows | source | SHA-256 |
+|---|---:|---|---|
+{% for split, facts in data.items() -%}
+| {{ split }} | {{ facts.rows }} | `{{ facts.source }}`{% if facts.ids %} (a part: `splits.json`){% endif %} | `{{ facts.sha256 or "in memory" }}` |
+{% endfor %}
+## Settings
+
+`config.toml` holds every setting; `labeltune train {{ folder }}/config.toml --out NEW` repeats the training. \
+Learning rate {{ settings.train.lr }}, {{ settings.train.epochs }} epochs, \
+{% if settings.train.batch_tokens %}{{ settings.train.batch_tokens }} tokens{% else %}{{ settings.train.batch_rows }} rows{% endif %} per step, seed {{ settings.train.seed }}.
+
+## Versions
+
+Python {{ python }}{% for package, number in versions.items() %}, {{ package }} {{ number }}{% endfor %}.
+"""
+
+
+def write_card(run: Run) -> None:
+    """Write `README.md` of a run folder."""
+    write_atomic(run.folder / CARD, render(run))
+
+
+def render(run: Run) -> str:
+    """The card as Markdown."""
+    environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment.filters["number"] = _number
+    figures = run.metrics
+    splits = [name for name in ("dev", "test") if name in figures]
+    config = run.config
+    numbers = [name for name, value in figures.get("dev", {}).items() if isinstance(value, int | float)]
+    return environment.from_string(TEMPLATE).render(
+        name=run.folder.name,
+        folder=run.folder.name,
+        task=config.task,
+        state=run.state,
+        base=config.model.name if _is_hub_id(config.model.name or "") else None,
+        backbone=config.model.name,
+        adapter=_adapter(config.lora.model_dump()),
+        model=config.model,
+        settings=config,
+        labels=[f"`{name}`" for name in run.labels.names],
+        splits=splits,
+        figures=figures,
+        metrics=numbers,
+        train=figures.get("train", {}),
+        select=config.train.select,
+        openings=[f"{line['purpose']}, {line['time']}" for line in Ledger(run.folder).lines()],
+        data=read_json(run.folder / SPLITS),
+        python=platform.python_version(),
+        versions=_versions(),
+    )
+
+
+def _adapter(lora: dict[str, Any]) -> str:
+    if lora["kind"] in ("none", "full"):
+        return {"none": "head only, no adapter", "full": "full fine-tuning"}[lora["kind"]]
+    return f"{lora['kind']} rank {lora['rank']}, alpha {lora['alpha']:g}"
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not Path(name).exists()
+
+
+def _number(value: object) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,223 @@
+"""The command line: each command is a screen over the function of the same name, and the one place that catches errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from labeltune.errors import LabeltuneError
+
+app = typer.Typer(
+    name="labeltune",
+    help="Turn any open decoder LLM into a classifier or a tagger.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder that the run is written to.")]
+Model = Annotated[str | None, typer.Option("--model", help="Backbone: a hub id, a local folder, or `mini`.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Any setting: section.name=value (repeatable).")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="classification, multilabel, regression, ordinal, tagging.")
+]
+Dev = Annotated[str | None, typer.Option("--dev", help="Dev rows: a file, a hub split, or a fraction of DATA.")]
+Test = Annotated[str | None, typer.Option("--test", help="Test rows: a file, a hub split, or a fraction of DATA.")]
+
+
+@app.command()
+def demo(
+    json_: Json = False,
+    model: Annotated[str, typer.Option("--model", help="Another backbone than the bundled one.")] = "mini",
+) -> None:
+    """The main job, offline, on what the package ships: intents and entities of support messages, beside baselines."""
+    from labeltune.demo import run_demo, show_demo
+
+    result = run_demo(model, listen=None if json_ else err.print)
+    if json_:
+        _print_json(result.as_json())
+    else:
+        show_demo(result, out)
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Argument(help="Training rows, or a RECIPE.toml.")] = None,
+    run: Out = ...,  # type: ignore[assignment]  # typer's way of saying that the option is required
+    model: Model = None,
+    dev: Dev = None,
+    test: Test = None,
+    task: TaskName = None,
+    sets: Sets = None,
+    init: Annotated[Path | None, typer.Option("--init", help="Start from this run's adapter and head.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a classifier or a tagger; --out becomes a run folder."""
+    from labeltune.fitting import train as train_run
+    from labeltune.screen import Screen
+
+    recipe = data if data and data.endswith(".toml") else None
+    with Screen(err, quiet=json_) as screen:
+        done = train_run(
+            None if recipe else data,
+            config=recipe,
+            out=run,
+            model=model,
+            dev=_number_or_name(dev),
+            test=_number_or_name(test),
+            task=task,
+            settings=_settings(sets),
+            init=init,
+            resume=resume,
+            listen=screen.see,
+        )
+    if json_:
+        _print_json(done.metrics)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str, typer.Option("--data", help="Labelled rows.")],
+    sets: Sets = None,
+    errors: Annotated[Path | None, typer.Option("--errors", help="Write the rows that came out wrong (JSONL).")] = None,
+    json_: Json = False,
+) -> None:
+    """Score a run on labelled rows."""
+    from labeltune.predict import evaluate as evaluate_run
+
+    report = evaluate_run(run, data, settings=_settings(sets), errors=errors)
+    if json_:
+        _print_json(report.metrics)
+        return
+    from labeltune.screen import metrics_table
+
+    out.print(metrics_table(f"{data}: {report.rows:,} rows", {"": report.metrics}))
+    if errors:
+        out.print(f"{report.wrong:,} rows with errors are in {errors}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    files: Annotated[list[str], typer.Argument(help="Files with rows or one text per line; - reads standard input.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Write JSONL here (else to standard output).")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Abstain below this score.")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Give every label's probability.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Label new text: the input's fields plus the answer, as JSONL."""
+    from labeltune.predict import predict_files
+
+    rows = predict_files(run, files, min_score=min_score, scores=scores, settings=_settings(sets))
+    _write_rows(rows, to)
+
+
+@app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(help="Training rows, or a RECIPE.toml.")],
+    dev: Dev = None,
+    test: Test = None,
+    model: Model = None,
+    task: TaskName = None,
+    sets: Sets = None,
+    json_: Json = False,
+) -> None:
+    """What the model will see, and what is suspicious in the data."""
+    from labeltune.inspection import inspect as inspect_data
+    from labeltune.inspection import show
+
+    recipe = data if data.endswith(".toml") else None
+    found = inspect_data(
+        None if recipe else data,
+        config=recipe,
+        model=model,
+        dev=_number_or_name(dev),
+        test=_number_or_name(test),
+        task=task,
+        settings=_settings(sets),
+    )
+    if json_:
+        _print_json(found.as_json())
+    else:
+        show(found, out)
+
+
+@app.command()
+def settings(
+    section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train or eval.")] = None,
+    json_: Json = False,
+) -> None:
+    """Every setting: name, type, default, meaning."""
+    from labeltune.config import describe
+
+    rows = describe(section)
+    if json_:
+        _print_json([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows])
+        return
+    table = Table("setting", "type", "default", "meaning", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _number_or_name(value: str | None) -> str | float | None:
+    """`0.1` is a fraction, everything else names rows."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _settings(sets: list[str] | None) -> dict[str, Any]:
+    from labeltune.config import parse_set
+
+    return dict(parse_set(text) for text in sets or [])
+
+
+def _print_json(value: object) -> None:
+    from labeltune.storage import to_json
+
+    sys.stdout.write(to_json(value, indent=2) + "\n")
+
+
+def _write_rows(rows: Iterator[dict[str, Any]], to: Path | None) -> None:
+    from labeltune.storage import atomic_file
+
+    if to is None:
+        for row in rows:
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return
+    if to.exists():
+        raise LabeltuneError("this file exists already", at=str(to), hint="choose another --out")
+    with atomic_file(to) as partial, partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Run a command; what a user can fix is one sentence on standard error and exit code 1."""
+    try:
+        app()
+    except LabeltuneError as error:
+        err.print(f"[bold red]error:[/] {error!s}", highlight=False, markup=True, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

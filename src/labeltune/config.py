@@ -1,0 +1,155 @@
+"""All settings of one run in one frozen value: read from TOML and `--set`, written back whole.
+
+Flags and `--set` win over the file, the file over the defaults. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import tomli_w
+from pydantic.fields import FieldInfo
+
+from labeltune.data.settings import DataConfig
+from labeltune.errors import SettingsError
+from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
+from labeltune.settings import Settings, build
+from labeltune.training.settings import EvalConfig, TrainConfig
+
+PATHS = ("data.train", "data.dev", "data.test", "model.name")
+"""Settings that may name a file or folder."""
+
+
+class Config(Settings):
+    """The settings of one run, by section."""
+
+    task: str | None = None
+    """classification, multilabel, regression, ordinal or tagging [guessed from the columns, and said]."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+Tree = dict[str, Any]
+
+
+def read_toml(path: Path) -> Tree:
+    """The tables of a TOML file, its relative paths resolved against the file's folder."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("there is no such recipe", at=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"this is no valid TOML ({error})", at=str(path)) from None
+    for name in PATHS:
+        section, key = name.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and key in values:
+            values[key] = _beside(path.parent, values[key])
+    return tree
+
+
+def _beside(folder: Path, value: Any) -> Any:
+    """A relative path that exists beside the file, made absolute; anything else (a hub id, a fraction) as it is."""
+    if isinstance(value, dict):
+        return {name: _beside(folder, part) for name, part in value.items()}
+    if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        return str((folder / value).resolve())
+    return value
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`train.lr=3e-4` as a name and a TOML value; what is no TOML value is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise SettingsError("--set wants section.name=value", at=text, hint="for example --set train.lr=3e-4")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def put(tree: Tree, name: str, value: Any) -> None:
+    """Set a dotted name in nested tables."""
+    *sections, last = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise SettingsError("this is a setting, not a section", at=section)
+    tree[last] = value
+
+
+def make(tree: Mapping[str, Any], *, at: str = "") -> Config:
+    """Validate nested tables into a Config."""
+    return build(Config, tree, at=at)
+
+
+def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
+    """A recipe or a Config, then flags (None is not given), then settings by dotted name, over the defaults.
+
+    Only what was given is set on the result (`model_fields_set`). An error in a file names the file.
+    """
+    if isinstance(base, Config):
+        tree = base.model_dump(exclude_unset=True)
+    else:
+        tree = read_toml(Path(base)) if base else {}
+        make(tree, at=str(base or ""))
+    for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
+        put(tree, name, value)
+    return make(tree)
+
+
+def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
+    """A replacement of `config` with dotted names set."""
+    tree = config.model_dump(exclude_none=True)
+    for name, value in values.items():
+        if value is not None:
+            put(tree, name, value)
+    return make(tree)
+
+
+def to_toml(config: Config) -> str:
+    """Every setting that has a value, as TOML; what is absent has no value (its default)."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    return tomli_w.dumps({name: value for name, value in tree.items() if value != {}})
+
+
+def describe(section: str | None = None) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, meaning) of every setting, for `labeltune settings`."""
+    rows = []
+    for name, info in Config.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            if section in (None, name):
+                rows += [_describe(f"{name}.{key}", field) for key, field in kind.model_fields.items()]
+        elif section is None:
+            rows.append(_describe(name, info))
+    if not rows:
+        sections = [n for n, i in Config.model_fields.items() if n != "task"]
+        raise SettingsError("there is no such section", at=str(section), hint="known: " + ", ".join(sections))
+    return rows
+
+
+def _describe(name: str, info: FieldInfo) -> tuple[str, str, str, str]:
+    default = info.default
+    shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    return name, _type_name(info.annotation), shown, (info.description or "").strip()
+
+
+def _type_name(kind: Any) -> str:
+    """`str | float` for the type of a field, without None and validators."""
+    if get_origin(kind) is Annotated:
+        return _type_name(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(dict.fromkeys(_type_name(part) for part in get_args(kind) if part is not NoneType))
+    if get_args(kind):
+        inner = ", ".join(_type_name(part) for part in get_args(kind) if part is not Ellipsis)
+        return f"{get_origin(kind).__name__}[{inner}]"
+    return str(getattr(kind, "__name__", kind))

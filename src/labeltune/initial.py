@@ -1,0 +1,62 @@
+"""Start from another run: its adapter, and the head's rows of the labels that both know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from labeltune.assembly import Assembly
+from labeltune.errors import RunError
+from labeltune.model.lora import Adapter
+from labeltune.run import ADAPTER, BACKBONE, HEAD, open_run
+
+PER_CLASS = ("head.weight", "head.bias")
+"""Tensors of the head's file with one row per class."""
+
+
+def start_from(assembly: Assembly, folder: Path) -> str:
+    """Copy the weights of the run in `folder` into the fresh member; returns a sentence on what was matched.
+
+    Raises RunError where the other run has another task, backbone or adapter.
+    """
+    run = open_run(folder)
+    for name, ours, theirs in (
+        ("task", assembly.config.task, run.config.task),
+        ("backbone", assembly.config.model.name, run.config.model.name),
+        ("lora.kind", assembly.config.lora.kind, run.config.lora.kind),
+    ):
+        if ours != theirs:
+            raise RunError(
+                f"its {name} is {theirs!r}, not {ours!r}", at=str(folder), hint="start from a run like this one"
+            )
+    if assembly.member.adapter is not None:
+        assembly.member.adapter.fill(Adapter.load(folder / ADAPTER), folder / ADAPTER)
+    if (folder / BACKBONE).exists():
+        raise RunError(
+            "a run of full fine-tuning is a backbone", at=str(folder), hint=f"use --model {folder / BACKBONE}"
+        )
+    _fill_head(assembly, run.labels.names, assembly.task.classes(run.labels), load_file(folder / HEAD))
+    ours, theirs = set(assembly.labels.names), set(run.labels.names)
+    return f"from {folder}: " + "; ".join(
+        f"{word} {', '.join(sorted(names)) or 'none'}"
+        for word, names in (("labels kept", ours & theirs), ("new", ours - theirs), ("dropped", theirs - ours))
+    )
+
+
+@torch.no_grad()
+def _fill_head(
+    assembly: Assembly, labels: tuple[str, ...], classes: tuple[str, ...], theirs: dict[str, torch.Tensor]
+) -> None:
+    """Copy rows by class name; tensors that have no rows by class only where the label sets are equal."""
+    own = {f"head.{name}": p for name, p in assembly.member.head.named_parameters()}
+    own |= {f"pooling.{name}": p for name, p in assembly.member.pooling.named_parameters()}
+    same = labels == assembly.labels.names
+    for name, parameter in own.items():
+        if name in PER_CLASS and len(parameter) == len(assembly.task.classes(assembly.labels)):
+            for row, wanted in enumerate(assembly.task.classes(assembly.labels)):
+                if wanted in classes:
+                    parameter[row] = theirs[name][classes.index(wanted)]
+        elif name in theirs and (same or name.startswith("pooling.")):
+            parameter.copy_(theirs[name])

@@ -1,0 +1,202 @@
+"""A loaded run that answers: texts, rows or files in, predictions out, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from labeltune.assembly import Assembly, assemble
+from labeltune.config import with_settings
+from labeltune.data.datasets import open_dataset
+from labeltune.errors import DataError, SettingsError
+from labeltune.inference import Labeller
+from labeltune.model import backbone as backbones
+from labeltune.model.member import LabelModel
+from labeltune.run import BACKBONE, TOKENIZER, Run, open_run, plain_metrics
+from labeltune.schema import Example, Prediction
+from labeltune.storage import to_json, write_atomic
+from labeltune.tasks import Calibration, Task
+from labeltune.training.trainer import MICRO_TOKENS
+
+CHUNK = 2048
+"""Rows that are sorted by length together; what `predict` holds in memory."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A run on its backbone, checked for Company and Sight, ready to answer."""
+
+    run: Run
+    assembly: Assembly
+    labeller: Labeller
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels it knows, in the order of its logits."""
+        return self.run.labels.names
+
+    def predict(
+        self, texts: str | Sequence[object], *, min_score: float | None = None, scores: bool = False
+    ) -> list[Prediction]:
+        """Label texts, or rows as dictionaries with the columns of the training data.
+
+        min_score: below it the model abstains (`label` is None). scores: give every label's probability.
+        """
+        items: list[object] = [texts] if isinstance(texts, str) else list(texts)
+        if not items:
+            return []
+        rows = [{"text": item} if isinstance(item, str) else item for item in items]
+        config = self.run.config.data
+        if all(isinstance(item, str) for item in items):
+            config = config.model_copy(update={"text": "text", "template": None, "tokens": None})
+        dataset = open_dataset(rows, config, self.run.config.task, labelled=False, name="texts")
+        return list(self.stream(dataset, min_score=min_score, scores=scores))
+
+    def stream(
+        self, examples: Iterable[Example], *, min_score: float | None = None, scores: bool = False
+    ) -> Iterator[Prediction]:
+        """One prediction per example, in order, `CHUNK` rows at a time."""
+        for chunk in _chunks(examples):
+            rows = list(self.assembly.encoder.encode_many(chunk))
+            yield from self.labeller.predict(chunk, rows, min_score=min_score, all_scores=scores)
+
+
+def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Predictor:
+    """Open a run folder and load what answers.
+
+    settings: dotted names that may differ from the training's (`train.device`, `eval.batch_tokens`, `model.dtype`).
+    Raises RunError where the folder is incomplete or changed, ModelError where the backbone is not the one it was.
+    """
+    run = open_run(path)
+    config = with_settings(run.config, {"train.device": "auto", **_allowed(settings or {})})
+    folder = run.folder
+    if (folder / BACKBONE).exists():
+        config = with_settings(config, {"model.name": str(folder / BACKBONE)})
+    tokenizer = backbones.load_tokenizer(
+        config.model.model_copy(update={"name": str(folder / TOKENIZER), "revision": None})
+    )
+    assembly = assemble(config, run.labels, tokenizer)
+    assembly.member.load(folder)
+    model = LabelModel(assembly.backbone, [assembly.member])
+    budget = assembly.config.eval.batch_tokens or MICRO_TOKENS
+    calibration = Calibration.from_json(run.decision)
+    return Predictor(run, assembly, Labeller(model, assembly.task, run.labels, calibration, budget))
+
+
+FREE = ("train.device", "train.threads", "eval.batch_tokens", "model.dtype", "model.name", "model.quantization")
+"""Settings of a run that may differ when it answers."""
+
+
+def _allowed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in settings:
+        if name not in FREE and not name.startswith("data."):
+            raise SettingsError("this cannot differ from the training", at=name, hint="free are " + ", ".join(FREE))
+    return settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found."""
+
+    metrics: dict[str, Any]
+    rows: int
+    wrong: int
+
+
+def evaluate(
+    run: str | Path, data: object, *, settings: Mapping[str, Any] | None = None, errors: str | Path | None = None
+) -> Report:
+    """Score a run on labelled rows, on the full gold. errors: a JSONL file for the rows that came out wrong."""
+    predictor = load(run, settings=settings)
+    config, task = predictor.assembly.config, predictor.assembly.task
+    dataset = open_dataset(data, config.data, config.task, labelled=True, name=_name(data))
+    examples = list(dataset)
+    predictions = list(predictor.stream(examples, scores=True))
+    figures = task.score(examples, predictions, predictor.run.labels)
+    wrong = [row for row in zip(examples, predictions, strict=True) if _is_wrong(task, *row)]
+    if errors is not None:
+        write_atomic(Path(errors), "".join(to_json(_wrong(task, *row)) + "\n" for row in wrong))
+    return Report(plain_metrics(figures), len(examples), len(wrong))
+
+
+def _is_wrong(task: Task, example: Example, prediction: Prediction) -> bool:
+    """A label or span is missing, or one too many."""
+    hits = task.hits([example], [prediction])
+    return not hits.gold == hits.answered == hits.right
+
+
+def _wrong(task: Task, example: Example, prediction: Prediction) -> dict[str, Any]:
+    gold: Any = example.label if example.spans is None else [asdict(span) for span in example.spans]
+    return {"id": example.id, "text": example.text, "gold": gold, **answer_fields(prediction)}
+
+
+def answer_fields(prediction: Prediction) -> dict[str, Any]:
+    """The answer as JSON fields: `label`, `score`, `labels`, `scores`, `value`, `spans`; only those that the task gives.
+
+    `label` is given as null where the model abstains.
+    """
+    fields = {
+        "score": prediction.score,
+        "labels": None if prediction.labels is None else list(prediction.labels),
+        "scores": None if prediction.scores is None else dict(prediction.scores),
+        "value": prediction.value,
+        "spans": None if prediction.spans is None else [asdict(span) for span in prediction.spans],
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {"label": prediction.label, **given} if "score" in given else given
+
+
+def with_input(example: Example, prediction: Prediction) -> dict[str, Any]:
+    """The input's fields plus the answer; an input column of the same name is kept as `input_<name>`."""
+    answer = answer_fields(prediction)
+    fields = {f"input_{name}" if name in answer else name: value for name, value in example.fields.items()}
+    if prediction.spans is not None and example.text not in example.fields.values():
+        fields.setdefault("text", example.text)  # offsets refer to it
+    return {**fields, **answer}
+
+
+def predict_files(
+    run: str | Path,
+    files: Sequence[str | Path],
+    *,
+    min_score: float | None = None,
+    scores: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of all files in order, each with its answer. `-` is standard input: JSON objects or plain text by line."""
+    predictor = load(run, settings=settings)
+    config = predictor.assembly.config
+    sources = [(_standard_input(), "stdin") if str(file) == "-" else (str(file), _name(file)) for file in files]
+    datasets = [open_dataset(source, config.data, config.task, labelled=False, name=name) for source, name in sources]
+    for dataset in datasets:
+        for chunk in _chunks(dataset):
+            answers = predictor.stream(chunk, min_score=min_score, scores=scores)
+            yield from map(with_input, chunk, answers)
+
+
+def _standard_input() -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(sys.stdin, 1):
+        text = line.rstrip("\n")
+        if not text.strip():
+            continue
+        try:
+            rows.append(json.loads(text) if text.lstrip().startswith("{") else {"text": text})
+        except ValueError as error:
+            raise DataError(f"this is no JSON ({error})", at=f"stdin:{number}") from None
+    return rows
+
+
+def _name(data: object) -> str:
+    return Path(data).name if isinstance(data, str | Path) else "data"
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    rows = iter(examples)
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk

@@ -1,0 +1,64 @@
+"""The `train` and `eval` sections: the optimiser, the schedule, the batch, and which checkpoint wins."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from labeltune.settings import Settings, one_of
+
+SCHEDULE_NAMES = ("linear", "cosine", "constant")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class TrainConfig(Settings):
+    """One training."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of the adapter."""
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the head [= lr]."""
+    epochs: Annotated[float, Field(gt=0)] = 5
+    """Passes over the training rows."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps, instead of epochs."""
+    batch_rows: Annotated[int, Field(ge=1)] = 16
+    """Rows of one optimiser step."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of one optimiser step, instead of batch_rows."""
+    accumulate: Annotated[int, Field(ge=1)] | None = None
+    """Micro-batches per optimiser step [as many as the device's token budget asks for]."""
+    micro_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of one forward pass [1,024 on CPU, 16,384 elsewhere]; one row is never split."""
+    schedule: Annotated[str, one_of(SCHEDULE_NAMES)] = "linear"
+    """Learning rate after the warm-up: linear or cosine to zero, or constant."""
+    warmup: Annotated[float, Field(ge=0)] = 0.06
+    """Share of the steps (below 1) or number of steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled weight decay, on matrices."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm of a step."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of every random value."""
+    eval_every: str | Annotated[int, Field(ge=1)] = "epoch"
+    """Evaluate on dev after each epoch, or every so many steps."""
+    select: str | None = None
+    """The dev metric that chooses the weights [the task's]."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many evaluations without a better one."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints [at each evaluation]."""
+    device: Annotated[str, one_of(DEVICES)] = "auto"
+    """Where to compute."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; recorded, because another number changes rounding."""
+
+
+class EvalConfig(Settings):
+    """Evaluation and prediction."""
+
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of one forward pass [train.micro_tokens]."""
+    truncate_gold: bool = False
+    """Score only what the model read; every report is stamped. Never the default."""

@@ -1,0 +1,304 @@
+"""The training loop: a generator of facts over a group of trials that share one backbone.
+
+`train(group)` neither prints nor saves; the progress bar, the log, the checkpointer and the tests are its consumers.
+One turn of the loop is one optimiser step of every active trial: their micro-batches are packed side by side, slice k
+belonging to trial k, and one backward pass serves all. A trial owns everything that decides its weights (order,
+dropout, optimiser, schedule, early stop), so neighbours change nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from torch import nn
+
+from labeltune.data.batches import micro_batches, pack, plan_epoch
+from labeltune.data.store import Store
+from labeltune.keys import Key, permutation
+from labeltune.model.backbone import Backbone
+from labeltune.model.member import LabelModel, Member
+from labeltune.schema import Batch
+from labeltune.training.checkpoint import State, moments_of, restore_moments
+from labeltune.training.optimiser import adamw, lr_factor, scale_and_clip, set_lr
+from labeltune.training.settings import TrainConfig
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(logits_SL, labels, target_document) -> (sum of weighted losses, sum of weights)."""
+Evaluate = Callable[[], Mapping[str, float]]
+"""Dev metrics of the member as it is now."""
+MICRO_TOKENS = 1024
+"""Tokens of a forward pass where the settings leave it open: the CPU's sweet spot."""
+
+
+class Plan:
+    """Which rows make which optimiser step: a fresh permutation per epoch, a pure function of the trial's key."""
+
+    def __init__(self, lengths: np.ndarray, config: TrainConfig, key: Key) -> None:
+        self._lengths, self._config, self._key = lengths, config, key
+        self.epoch_steps = lru_cache(maxsize=2)(self._epoch_steps)
+        self.total = config.steps if config.steps is not None else self._steps_of_epochs(config.epochs)
+
+    def _epoch_steps(self, epoch: int) -> list[list[int]]:
+        order = permutation(self._key.fold("order", epoch), len(self._lengths))
+        rows = None if self._config.batch_tokens else self._config.batch_rows
+        return plan_epoch(self._lengths, permutation=order, batch_rows=rows, batch_tokens=self._config.batch_tokens)
+
+    def _steps_of_epochs(self, epochs: float) -> int:
+        whole = sum(len(self.epoch_steps(epoch)) for epoch in range(int(epochs)))
+        part = epochs - int(epochs)
+        return max(1, whole + (math.ceil(part * len(self.epoch_steps(int(epochs)))) if part else 0))
+
+    def at(self, step: int) -> tuple[int, list[int], bool]:
+        """Epoch, rows, and whether this is the epoch's last step, for optimiser step `step` (from 0)."""
+        epoch = 0
+        while step >= len(self.epoch_steps(epoch)):
+            step -= len(self.epoch_steps(epoch))
+            epoch += 1
+        steps = self.epoch_steps(epoch)
+        return epoch, steps[step], step == len(steps) - 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Dev metrics after a step; `best` says that they chose the weights so far."""
+
+    metrics: Mapping[str, float]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step of one trial did. `step` counts from 1; `lr` is the adapter's; `last` ends the trial."""
+
+    trial: Trial
+    step: int
+    total: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    rows: int
+    tokens: int
+    evaluation: Evaluation | None
+    evaluation_seconds: float
+    last: bool
+
+
+@dataclass(eq=False)
+class Trial:
+    """A member being trained: settings, data, optimiser, and where it stands.
+
+    parameters: everything that is trained, by name; the head's names begin with `head.`.
+    select: the dev metric that chooses the weights, and whether higher is better.
+    """
+
+    name: str
+    config: TrainConfig
+    member: Member
+    parameters: Mapping[str, nn.Parameter]
+    rows: Store
+    loss: Loss
+    evaluate: Evaluate | None
+    select: tuple[str, bool]
+    key: Key
+    status: str = "running"
+    step: int = 0
+    stale: int = 0
+    best_value: float | None = None
+    best_step: int = 0
+    best_epoch: int = 0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        head = [p for name, p in self.parameters.items() if name.startswith("head.")]
+        rest = [p for name, p in self.parameters.items() if not name.startswith("head.")]
+        self.optimiser = adamw(head, rest, self.config)
+        self.plan = Plan(self.rows.lengths, self.config, self.key)
+
+    def micro(self, rows: Sequence[int]) -> list[list[int]]:
+        """The micro-batches of one step."""
+        if self.config.accumulate is not None:
+            return micro_batches(rows, self.rows.lengths, count=self.config.accumulate)
+        return micro_batches(rows, self.rows.lengths, micro_tokens=self.config.micro_tokens or MICRO_TOKENS)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the trained weights as they are now."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copy `weights` into the parameters."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+    def evaluation_due(self, epoch_ends: bool) -> bool:
+        """Whether dev is evaluated after the step just done."""
+        every = self.config.eval_every
+        return (epoch_ends if every == "epoch" else self.step % int(every) == 0) or self.step >= self.plan.total
+
+    def judge(self, metrics: Mapping[str, float], epoch: int) -> bool:
+        """Keep a copy of the weights if `metrics` are the best so far; count evaluations without a better one."""
+        name, higher = self.select
+        value = metrics[name]
+        better = math.isfinite(value) and (
+            self.best_value is None or (value > self.best_value if higher else value < self.best_value)
+        )
+        if better:
+            self.best_value, self.best_step, self.best_epoch = value, self.step, epoch
+            self.best, self.stale = self.weights(), 0
+        else:
+            self.stale += 1
+        if self.config.patience is not None and self.stale >= self.config.patience:
+            self.status = "stopped early"
+        return better
+
+    def finish(self) -> None:
+        """Put the best weights in place; without an evaluation the last ones stay."""
+        if self.best:
+            self.put(self.best)
+
+
+FACTS = ("status", "step", "stale", "best_value", "best_step", "best_epoch")
+
+
+class Group:
+    """Trials that share one backbone and train side by side."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.trials: list[Trial] = []
+        self.model = LabelModel(backbone, [])
+
+    def admit(self, trial: Trial) -> None:
+        """Let `trial` train with the others from the next step on."""
+        self._seat([*self.trials, trial])
+
+    def retire(self, trial: Trial) -> None:
+        """Let `trial` leave."""
+        self._seat([t for t in self.trials if t is not trial])
+
+    def _seat(self, trials: list[Trial]) -> None:
+        self.model.detach()
+        self.trials = trials
+        self.model = LabelModel(self.backbone, [t.member for t in trials])
+
+    def state(self, trial: Trial) -> State:
+        """All that `trial` needs to go on elsewhere."""
+        facts = {name: getattr(trial, name) for name in FACTS}
+        return State(trial.weights(), dict(trial.best), moments_of(trial.optimiser), facts)
+
+
+def restore(trial: Trial, state: State) -> None:
+    """Put `trial` where `state` left it."""
+    trial.put(state.now)
+    trial.best = dict(state.best)
+    restore_moments(trial.optimiser, state.moments)
+    for name in FACTS:
+        setattr(trial, name, state.facts[name])
+
+
+@dataclass
+class _Turn:
+    """One trial's share of one turn of the loop."""
+
+    trial: Trial
+    epoch: int
+    rows: list[int]
+    epoch_ends: bool
+    loss: float = 0.0
+    weight: float = 0.0
+    tokens: int = 0
+    evaluation_seconds: float = 0.0
+
+
+def train(group: Group) -> Iterator[Step]:
+    """Train every trial of `group` to its end, yielding a Step per trial and optimiser step.
+
+    Trials may be admitted and retired between steps. A trial whose loss is no longer finite stops as `diverged` and
+    keeps its best weights (the first ones if it never had better).
+    """
+    while group.trials:
+        turns = [_Turn(trial, *trial.plan.at(trial.step)) for trial in group.trials]
+        _backward(group.model, turns)
+        for turn in turns:
+            step = _update(turn)
+            if step.last:
+                turn.trial.finish()
+            yield step
+            if step.last and turn.trial in group.trials:
+                group.retire(turn.trial)
+
+
+def _backward(model: LabelModel, turns: Sequence[_Turn]) -> None:
+    """Sum each trial's loss and gradients over its micro-batches, packing the trials side by side."""
+    keys = [turn.trial.key.fold("epoch", turn.epoch) for turn in turns]
+    for turn in turns:
+        for parameter in turn.trial.parameters.values():
+            parameter.grad = None
+    for rows in zip_longest(*(turn.trial.micro(turn.rows) for turn in turns), fillvalue=()):
+        slices = [[(row, turn.trial.rows[row]) for row in chosen] for turn, chosen in zip(turns, rows, strict=True)]
+        batch = pack(slices, model.backbone.device)
+        losses = _losses(turns, batch, model(batch, keys))
+        if losses:
+            torch.stack(losses).sum().backward()
+
+
+def _losses(turns: Sequence[_Turn], batch: Batch, logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    losses = []
+    for k, turn in enumerate(turns):
+        targets = slice(batch.slice_targets[k], batch.slice_targets[k + 1])
+        turn.tokens += batch.slice_tokens[k + 1] - batch.slice_tokens[k]
+        if targets.stop == targets.start:
+            continue
+        loss, weight = turn.trial.loss(logits[k], batch.labels[k], batch.target_document[targets])
+        turn.loss += float(loss.detach())
+        turn.weight += float(weight)
+        losses.append(loss)
+    return losses
+
+
+def _update(turn: _Turn) -> Step:
+    """One optimiser step of one trial, and its evaluation where one is due."""
+    trial = turn.trial
+    if not math.isfinite(turn.loss):
+        trial.status = "diverged"
+        return _step(turn, 0.0, math.nan, None)
+    factor = lr_factor(trial.step, trial.plan.total, trial.config)
+    set_lr(trial.optimiser, factor)
+    norm = scale_and_clip(trial.parameters.values(), turn.weight or 1.0, trial.config.clip)
+    trial.optimiser.step()
+    trial.step += 1
+    evaluation = None
+    if trial.evaluate is not None and trial.evaluation_due(turn.epoch_ends):
+        began = time.monotonic()
+        metrics = trial.evaluate()
+        evaluation = Evaluation(metrics, trial.judge(metrics, turn.epoch + 1))
+        turn.evaluation_seconds = time.monotonic() - began
+    if trial.step >= trial.plan.total and trial.status == "running":
+        trial.status = "finished"
+    return _step(turn, factor * trial.config.lr, norm, evaluation)
+
+
+def _step(turn: _Turn, lr: float, norm: float, evaluation: Evaluation | None) -> Step:
+    trial = turn.trial
+    return Step(
+        trial=trial,
+        step=trial.step,
+        total=trial.plan.total,
+        epoch=turn.epoch + 1,
+        loss=turn.loss / turn.weight if turn.weight else math.nan,
+        lr=lr,
+        grad_norm=norm,
+        rows=len(turn.rows),
+        tokens=turn.tokens,
+        evaluation=evaluation,
+        evaluation_seconds=turn.evaluation_seconds,
+        last=trial.status != "running",
+    )

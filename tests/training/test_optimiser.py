@@ -1,0 +1,49 @@
+"""The optimiser against transformers' schedules and torch's own clip."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from labeltune.training.optimiser import SCHEDULES, adamw, lr_factor, scale_and_clip, warmup_steps
+from labeltune.training.settings import SCHEDULE_NAMES, TrainConfig
+
+STOCK = {
+    "linear": get_linear_schedule_with_warmup,
+    "cosine": get_cosine_schedule_with_warmup,
+    "constant": lambda optimiser, warm, total: get_constant_schedule_with_warmup(optimiser, warm),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5, 7])
+def test_schedules_equal_those_of_transformers(name: str, warmup: float) -> None:
+    total = 40
+    config = TrainConfig(lr=1.0, schedule=name, warmup=warmup)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    stock = STOCK[name](optimiser, warmup_steps(warmup, total), total)
+    for step in range(total):
+        assert lr_factor(step, total, config) == pytest.approx(stock.get_last_lr()[0], abs=1e-12)
+        optimiser.step()
+        stock.step()
+
+
+def test_every_schedule_of_the_settings_exists() -> None:
+    assert tuple(SCHEDULES) == SCHEDULE_NAMES
+
+
+def test_clip_equals_torchs_on_the_mean_gradient() -> None:
+    ours, stock = nn.Parameter(torch.zeros(5, 3)), nn.Parameter(torch.zeros(5, 3))
+    summed = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) * 10
+    ours.grad, stock.grad = summed.clone(), summed / 4
+    norm = scale_and_clip([ours], 4.0, 1.0)
+    expected = torch.nn.utils.clip_grad_norm_([stock], 1.0)
+    assert norm == pytest.approx(float(expected), rel=1e-6)
+    torch.testing.assert_close(ours.grad, stock.grad)
+
+
+def test_the_head_has_its_own_rate_and_vectors_no_decay() -> None:
+    matrix, vector, head = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3, 2))
+    groups = adamw([head], [matrix, vector], TrainConfig(lr=1e-4, head_lr=1e-3, weight_decay=0.1)).param_groups
+    found = {id(p): (g["peak"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found == {id(matrix): (1e-4, 0.1), id(vector): (1e-4, 0.0), id(head): (1e-3, 0.1)}
