@@ -1,0 +1,231 @@
+"""Anything that holds rows as a `Source`: its format is found, told, and looked up in the table `READERS`.
+
+A reader is a function (path, name, columns) -> rows with addresses. A row that cannot be read comes with its fault, so
+that the next one still can be; what makes the whole file unreadable is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from labeltune.data.readers.conll import TAGS, find_layout, looks_like_conll, read_conll
+from labeltune.data.readers.folder import article_files, categories, is_livedoor, left_out, read_folder
+from labeltune.data.readers.hub import PREFIX, is_saved, open_hub, open_saved, splits_of
+from labeltune.data.readers.lines import Lines, no_such, open_bytes, uncompressed_name
+from labeltune.data.readers.memory import LABEL, open_memory
+from labeltune.data.readers.parquet import parquet_label_names, read_parquet
+from labeltune.data.readers.rows import Row, Source
+from labeltune.data.readers.text import (
+    FASTTEXT,
+    first_word,
+    object_row,
+    plausible_table,
+    read_csv,
+    read_csv_semicolon,
+    read_json,
+    read_jsonl,
+    read_lines,
+    read_text,
+    read_tsv,
+    read_tsv_unquoted,
+)
+from labeltune.errors import DataError
+
+__all__ = ["PREFIX", "READERS", "SUFFIXES", "Row", "Source", "is_saved", "open_source", "recognise_format", "splits_of"]
+
+Reader = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
+
+READERS: Mapping[str, Reader] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+    "csv_semicolon": read_csv_semicolon,
+    "tsv": read_tsv,
+    "tsv_unquoted": read_tsv_unquoted,
+    "conll": read_conll,
+    "lines": read_lines,
+    "text": read_text,
+    "parquet": read_parquet,
+    "folder": read_folder,
+}
+
+SUFFIXES = {
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".conll", ".bio", ".iob", ".iob2", ".bioes"), "conll"),
+}
+"""Suffixes that settle the format; .json, .csv and .tsv leave a choice that the content settles."""
+
+_TOLD = {
+    "json": "a JSON array",
+    "csv_semicolon": "a table parted by semicolons",
+    "tsv": "a table parted by tabs",
+    "tsv_unquoted": "a table parted by tabs, quotation marks being plain characters",
+    "conll": "tokens in columns (CoNLL)",
+    "lines": "lines of `LABEL text`",
+    "text": "one text a line",
+}
+_SAMPLE = 200
+
+
+def open_source(
+    data: Any, *, name: str, base: Path, columns: Sequence[str] | None = None, split: str | None = None
+) -> Source:
+    """Open a path, `hf:owner/name[:config]`, a table name -> path, or rows in memory; only the beginning is read.
+
+    name: what in-memory rows are called, and the split taken from a data set with several, unless `split` says.
+    base: the folder that relative paths begin at.
+
+    Raises:
+        DataError: there is no such thing, or its format is none that is known.
+    """
+    if isinstance(data, str) and data.startswith(PREFIX):
+        return open_hub(data, name, split)
+    if isinstance(data, str | os.PathLike):
+        return _open_path(base / Path(data).expanduser(), name, columns, split)
+    if isinstance(data, Mapping) and data and all(isinstance(part, str | os.PathLike) for part in data.values()):
+        return _joined({key: open_source(part, name=name, base=base, columns=columns) for key, part in data.items()})
+    return open_memory(data, name, split)
+
+
+def _open_path(path: Path, name: str, columns: Sequence[str] | None, split: str | None) -> Source:
+    if not path.exists():
+        raise no_such(path)
+    if is_saved(path):
+        return open_saved(path, name, split)
+    if not path.is_dir() and not path.is_file():
+        hint = "write its content to a file first: the rows are read more than once"
+        raise DataError("this is no regular file", at=str(path), hint=hint)
+    name = path.name or path.resolve().name
+    kind = "folder" if path.is_dir() else recognise_format(path, name)
+    names = parquet_label_names(path, name) if kind == "parquet" else {}
+    said = _said(path, name, kind, columns)
+    return Source(name, kind, lambda: READERS[kind](path, name, columns), (path,), names, said)
+
+
+def _said(path: Path, name: str, kind: str, columns: Sequence[str] | None) -> tuple[str, ...]:
+    """What was found out about a file, where its suffix did not say it."""
+    if kind == "folder":
+        return _folder_said(path, name)
+    settled = SUFFIXES.get(Path(uncompressed_name(path)).suffix.lower()) == kind
+    said = [f"{name} is read as {_TOLD[kind]}"] if kind in _TOLD and not settled else []
+    if kind == "conll" and not columns:
+        names = find_layout(path, name).names
+        if len(names) > 2:
+            said.append(
+                f"{name}: the tags are column {names.index(TAGS) + 1} of {len(names)} (data.columns names them)"
+            )
+    return tuple(said)
+
+
+def _folder_said(path: Path, name: str) -> tuple[str, ...]:
+    folders = categories(path)
+    first = next((file for folder in folders for file in article_files(folder)), None)
+    if first is None:
+        return (f"{name} is read as one file of lines per category",)
+    layout = "URL, date, title and body" if is_livedoor(first) else "one text"
+    said = [f"{name} is read as {len(folders)} categories of files, each holding {layout}"]
+    if rest := left_out(path):
+        said.append(f"{name}: {rest} files in the category folders are no articles and are left out")
+    return tuple(said)
+
+
+def _joined(parts: Mapping[str, Source]) -> Source:
+    """Several sources as one. Plain lines take the table's name as their label; rows with labels keep it as `part`."""
+    names = Counter(part.name for part in parts.values())
+    sources = {key: (part, part.name if names[part.name] == 1 else f"{key}:{part.name}") for key, part in parts.items()}
+
+    def rows() -> Iterator[Row]:
+        for key, (part, name) in sources.items():
+            extra = {LABEL if part.format == "text" else "part": key}
+            for row in part.rows():
+                at = name + row.at.removeprefix(part.name)
+                yield Row(at, {**extra, **row.fields}, _moved(row.fault, part.name, name))
+
+    label_names = {column: found for part in parts.values() for column, found in part.label_names.items()}
+    if any(part.label_names != label_names for part in parts.values()):
+        raise DataError("the files name their label ids differently", at=", ".join(parts), hint="set data.label_names")
+    files = tuple(file for part in parts.values() for file in part.files)
+    said = tuple(sentence for part in parts.values() for sentence in part.said)
+    return Source(", ".join(parts), "joined", rows, files, label_names, said)
+
+
+def _moved(fault: DataError | None, before: str, after: str) -> DataError | None:
+    """The fault under the part's longer name."""
+    if fault is None or fault.at is None or before == after:
+        return fault
+    return DataError(fault.message, at=after + fault.at.removeprefix(before), hint=fault.hint)
+
+
+# Formats
+
+
+def recognise_format(path: Path, name: str) -> str:
+    """The reader for a file: by its suffix, and by its content where the suffix leaves a choice.
+
+    Raises:
+        DataError: the file is empty.
+    """
+    suffix = Path(uncompressed_name(path)).suffix.lower()
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    with open_bytes(path, name) as file:
+        head = file.read(4)
+    if head == b"PAR1":
+        return "parquet"
+    sample = _sample(path, name)
+    if not sample:
+        raise DataError("this file is empty", at=name, hint="a data file has at least one row")
+    if suffix == ".json":
+        return "json" if sample[0].lstrip().startswith("[") else "jsonl"
+    if suffix == ".csv":
+        return _csv(sample[0])
+    if suffix == ".tsv":
+        return _tsv(path, name)
+    return _by_content(path, name, sample)
+
+
+def _sample(path: Path, name: str) -> list[str]:
+    with Lines(path, name) as lines:
+        return [line.rstrip("\r\n") for line in islice(lines, _SAMPLE) if line.strip()]
+
+
+def _csv(header: str) -> str:
+    """A header with tabs or semicolons and no comma is parted by them."""
+    if "," in header:
+        return "csv"
+    return "tsv" if "\t" in header else "csv_semicolon" if ";" in header else "csv"
+
+
+def _tsv(path: Path, name: str) -> str:
+    """Quoted where the first thousand rows can be read so: quotation marks are common in unquoted text."""
+    quoted = plausible_table(path, name, "\t", csv.QUOTE_MINIMAL)
+    return "tsv" if quoted or not plausible_table(path, name, "\t", csv.QUOTE_NONE) else "tsv_unquoted"
+
+
+def _by_content(path: Path, name: str, sample: list[str]) -> str:
+    first = sample[0].lstrip()
+    if first.startswith("{") and object_row(first, name).fault is None:
+        return "jsonl"
+    if first.startswith("[") and first.lstrip("[ \t")[:1] in ("{", ""):
+        return "json"
+    if looks_like_conll(path, name):
+        return "conll"
+    if _labels_first([first_word(line)[0] for line in sample]):
+        return "lines"
+    if all("\t" in line for line in sample) and plausible_table(path, name, "\t", csv.QUOTE_NONE):
+        return _tsv(path, name)
+    return "text"
+
+
+def _labels_first(words: Sequence[str]) -> bool:
+    """Are the lines' first words labels: whole numbers, fastText's, or few words, each seen five times on average?"""
+    if all(word.startswith(FASTTEXT) for word in words) or all(word.lstrip("-").isdecimal() for word in words):
+        return True
+    return len(set(words)) * 5 <= len(words)
