@@ -15,7 +15,6 @@ from labeltune.labels import (
     characters_of,
     first_fault,
     legal_transitions,
-    named,
     recognise,
     spans_of,
     spans_of_ids,
@@ -160,14 +159,6 @@ def test_label_sets_number_their_names_and_name_what_is_near():
     assert (labels.index("b"), labels.find("b"), labels.find("c"), len(labels)) == (1, 1, -1, 2)
     with pytest.raises(DataError, match="did you mean 'world'"):
         LabelSet(("sport", "world")).index("wrld")
-
-
-def test_ids_get_their_names():
-    assert [named(v, ("neg", "pos")) for v in (0, "1", 1.0, "pos")] == ["neg", "pos", "pos", "pos"]
-    assert named("4", {"4": "tech"}) == "tech"
-    assert named(3, None) == "3"
-    with pytest.raises(DataError, match="has no name"):
-        named(2, ("neg", "pos"))
 
 
 def test_tag_numbers_are_int64():

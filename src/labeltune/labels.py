@@ -8,7 +8,7 @@ even tags continue label `(tag - 1) // 2`.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,22 +55,6 @@ class LabelSet:
     def find(self, name: str) -> int:
         """The place of `name`, or -1 for a label that the model does not know."""
         return self._ids.get(name, -1)
-
-
-def named(value: object, label_names: Sequence[str] | Mapping[str, str] | None) -> str:
-    """The label that a cell means: through `data.label_names` (a list is numbered from 0), else the cell's own text.
-
-    A cell that already holds one of the names stays. Raises DataError for an id without a name.
-    """
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    if label_names is None:
-        return text
-    table = label_names if isinstance(label_names, Mapping) else {str(i): n for i, n in enumerate(label_names)}
-    if text in table:
-        return table[text]
-    if text in table.values():
-        return text
-    raise DataError(f"label {text!r} has no name in data.label_names", hint=nearest(text, table))
 
 
 # Tags and unit spans

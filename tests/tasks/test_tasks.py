@@ -235,6 +235,7 @@ def test_full_gold_counts_cut_units_and_torn_spans_as_missed():
     decisions = task.decide(20 * np.eye(5)[targets], np.zeros(4, dtype=np.int64), labels)
     figures = task.score(rows, task.predictions(rows, [read], decisions, labels), labels)
     assert figures["span_precision"] == 1 and figures["span_recall"] == pytest.approx(1 / 3)
+    assert task.read_part(rows[0], read).spans == gold[:2]
 
 
 def test_a_span_has_characters_text_and_the_geometric_mean_of_its_units():

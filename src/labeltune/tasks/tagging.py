@@ -7,6 +7,7 @@ spans in text that was cut off: units without a target are outside.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.special import log_softmax
 from labeltune import metrics
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError, SettingsError
-from labeltune.labels import LabelSet, align, spans_of_ids, tag_ids, tag_names
+from labeltune.labels import LabelSet, align, characters_of, spans_of_ids, tag_ids, tag_names
 from labeltune.losses import UNLABELLED
 from labeltune.metrics import Figures, Hits, SpanKey
 from labeltune.model.crf import CRF
@@ -132,6 +133,11 @@ class Tagging(Task):
             found.append(Prediction(example.id, spans=tuple(kept)))
         return found
 
+    def read_part(self, example: Example, target_spans: np.ndarray) -> Example:
+        """Only the gold spans that end within the units that were read."""
+        end = int(target_spans[-1][1]) if len(target_spans) else 0
+        return replace(example, spans=tuple(span for span in gold_spans(example) if span.end <= end))
+
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
         """Strict: the characters and the label of a gold span."""
         return metrics.span_hits(map(_gold_keys, examples), map(_answer_keys, predictions))
@@ -185,9 +191,11 @@ def _spans(
     text: str, units: np.ndarray, tags: np.ndarray, probabilities: np.ndarray, labels: LabelSet
 ) -> list[SpanPrediction]:
     """From the first unit's first character to the last unit's last; the score is the geometric mean of the units'."""
-    spans = []
-    for first, last, label in spans_of_ids(tags, labels):
-        start, end = int(units[first][0]), int(units[last - 1][1])
-        score = float(np.exp(np.log(np.maximum(probabilities[first:last], 1e-30, dtype=np.float64)).mean()))
-        spans.append(SpanPrediction(start, end, label, score, text[start:end]))
-    return spans
+    found = spans_of_ids(tags, labels)
+    log_p = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
+    return [
+        SpanPrediction(
+            span.start, span.end, span.label, float(np.exp(log_p[first:last].mean())), text[span.start : span.end]
+        )
+        for (first, last, _), span in zip(found, characters_of(found, units.tolist()), strict=True)
+    ]

@@ -251,6 +251,10 @@ class Task(ABC):
 
     # Answers -> figures
 
+    def read_part(self, example: Example, target_spans: np.ndarray) -> Example:
+        """The row with no more gold than the model read, for `eval.truncate_gold`; a document's label stays."""
+        return example
+
     @abstractmethod
     def score(self, examples: Iterable[Example], predictions: Sequence[Prediction], labels: LabelSet) -> Figures:
         """`metrics` on the full gold. Rows in the same order; `log_loss` needs `all_scores` predictions."""
