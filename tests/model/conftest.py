@@ -28,9 +28,30 @@ SIZE = dict(
 )
 WINDOWED = ["sliding_attention", "full_attention"] * 2
 TINY: dict[str, dict[str, object]] = {  # what differs from SIZE; windows are shorter than the documents
+    "cwm": dict(head_dim=8, sliding_window=3, layer_types=WINDOWED),
+    "ernie4_5_moe": dict(moe_num_experts=4, moe_k=2, moe_intermediate_size=16, moe_layer_start_index=1),
+    "exaone4": dict(sliding_window=3, sliding_window_pattern=2, layer_types=WINDOWED),
+    "glm": dict(head_dim=8),
+    "glm4": dict(head_dim=8),
+    "glm4_moe": dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8, n_group=1),
+    "granitemoe": dict(num_local_experts=4, num_experts_per_tok=2),
+    "helium": dict(head_dim=8),
+    "hunyuan_v1_dense": dict(head_dim=8),
+    "ministral3": dict(head_dim=8),
+    "olmoe": dict(num_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    "qwen3_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
+    "seed_oss": dict(head_dim=8),
+    "vaultgemma": dict(head_dim=8, sliding_window=3, layer_types=WINDOWED, query_pre_attn_scalar=8),
+    "distilbert": dict(dim=32, n_layers=4, n_heads=4, hidden_dim=48),
+    "electra": dict(embedding_size=32),
+    "camembert": dict(type_vocab_size=1),
+    "xlm-roberta": dict(type_vocab_size=1),
     "cohere2": dict(sliding_window=3, layer_types=WINDOWED),
     "gemma": dict(head_dim=8),
-    "gemma2": dict(head_dim=8, sliding_window=3, layer_types=WINDOWED, query_pre_attn_scalar=8, attn_logit_softcapping=2.0),
+    "gemma2": dict(
+        head_dim=8, sliding_window=3, layer_types=WINDOWED, query_pre_attn_scalar=8, attn_logit_softcapping=2.0
+    ),
     "gemma3_text": dict(head_dim=8, sliding_window=3, layer_types=WINDOWED, query_pre_attn_scalar=8),
     "gpt_neox": dict(rotary_pct=0.5),
     "gpt_oss": dict(head_dim=8, sliding_window=3, layer_types=WINDOWED, num_local_experts=4, num_experts_per_tok=2),
@@ -60,7 +81,9 @@ Random = Callable[..., PreTrainedModel]
 def tiny_model() -> Random:
     """A function: a family's name, and settings that differ, to a random model with weights large enough to matter."""
 
-    def build(name: str, *, attention: str = "eager", dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
+    def build(
+        name: str, *, attention: str = "eager", dtype: torch.dtype = torch.float32, **changes: object
+    ) -> PreTrainedModel:
         config = AutoConfig.for_model(name, **{**SIZE, **TINY.get(name, {}), **changes})
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 from labeltune.model.families import family_of
 from labeltune.model.layout import Layout
@@ -96,12 +97,22 @@ def attend(
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
-        reach=None if sliding_window is None else sliding_window - family_of(module.config).exclusive_window,
+        reach=None
+        if sliding_window is None
+        else sliding_window - family_of(cast(PretrainedConfig, module.config)).exclusive_window,
         softcap=softcap,
         sinks=s_aux,
     )
     kernel = _flash if _flash_can(query, value, rule) else _runs
-    return kernel(query, key, value, rule, labeltune_layout, int(module.layer_idx)), None
+    layer = cast(int, getattr(module, "layer_idx", 0))  # where it is missing, `backbone` adds it after the first probe
+    return kernel(query, key, value, rule, labeltune_layout, layer), None
+
+
+def _reach(module: nn.Module, window: int | None) -> int | None:
+    """How far a windowed layer looks both ways, in its family's convention."""
+    if window is None:
+        return None
+    return window - family_of(cast(PretrainedConfig, module.config)).exclusive_window
 
 
 def register() -> None:
@@ -203,7 +214,7 @@ def _band(length: int, before: int, after: int, device: torch.device) -> Tensor:
 # CUDA: torch.nn.attention.varlen, whose signature grew from release to release
 
 
-_kernel: Callable[..., Tensor] = varlen_attn
+_kernel: Callable[..., Any] = varlen_attn
 _VARLEN = frozenset(inspect.signature(_kernel).parameters)
 
 
@@ -245,7 +256,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, rule: Rule, bounds: Tensor, longest
         words["window_size"] = _window_size(rule, both)
     else:
         words["is_causal"] = not both
-    return _kernel(q, k, v, bounds, bounds, longest, longest, **words)
+    out = _kernel(q, k, v, bounds, bounds, longest, longest, **words)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _window_size(rule: Rule, both: bool) -> tuple[int, int]:

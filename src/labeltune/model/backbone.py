@@ -15,8 +15,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,8 +35,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
+from transformers.utils.hub import cached_file
 
 from labeltune.errors import ModelError, SettingsError, nearest
 from labeltune.model import attention
@@ -74,7 +77,7 @@ class Backbone(nn.Module):
         _silence(model)
         self.layers = len(self.blocks)
         self.hidden_size = int(self.config.hidden_size)
-        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        self.vocab_size = int(self._embedding.shape[0])
         self.context = context_of(self.config)
         self.packed = self.family.packed and self._takes_our_attention()
         if not self.packed and model.config._attn_implementation == attention.NAME:
@@ -93,12 +96,18 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the hidden states."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._embedding.dtype
+
+    @property
+    def _embedding(self) -> Tensor:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in training mode whatever is asked: dropout is zero anyway, and `eval()` would end checkpointing."""
@@ -116,11 +125,15 @@ class Backbone(nn.Module):
             raise ModelError(message, at="model.unmask", hint=hint)
         return layers
 
+    def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+        """The last hidden states (N, H) of a stream of N tokens, its documents laid out by `layout`."""
+        self._check(layout, ())
+        return self._pass(input_ids, position_ids, layout, set())[0]
+
     def hidden(self, batch: Batch, layout: Layout, depths: Sequence[int]) -> list[Tensor]:
         """Per slice k, the hidden states (N_k, H) of block `depths[k]` after the final norm."""
         self._check(layout, depths)
-        run = self._stream if self.packed else self._rows
-        last, taps = run(batch.input_ids, batch.position_ids, layout, {d for d in depths if d < self.layers})
+        last, taps = self._pass(batch.input_ids, batch.position_ids, layout, {d for d in depths if d < self.layers})
         pieces = []
         for depth, start, end in zip(depths, layout.slice_tokens, layout.slice_tokens[1:], strict=False):
             pieces.append(last[start:end] if depth == self.layers else self._norm(taps[depth][start:end]))
@@ -128,9 +141,13 @@ class Backbone(nn.Module):
 
     def linear_modules(self, targets: Sequence[str] | None = None) -> dict[str, nn.Module]:
         """The linear layers to adapt, by their name in `model`: attention's own, or those called like `targets`."""
-        linear = {n: m for n, m in self.model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and self._within(n)}
+        modules: Iterable[tuple[str, nn.Module]] = self.model.named_modules()
+        inside = self._blocks + "."
+        linear: dict[str, nn.Module] = {
+            n: m for n, m in modules if n.startswith(inside) and isinstance(m, nn.Linear | Conv1D)
+        }
         if targets is None:
-            found = {n: m for n, m in linear.items() if _is_attention(n.removeprefix(self._blocks).split(".")[2])}
+            found = {n: m for n, m in linear.items() if _is_attention(n.removeprefix(inside).split(".")[1])}
             if not found:
                 hint = f"name them in lora.targets: {', '.join(_leaves(linear))}"
                 raise ModelError(f"{self.config.model_type} has no linear layers in its attention", hint=hint)
@@ -148,14 +165,15 @@ class Backbone(nn.Module):
 
     # How a batch runs
 
-    def _stream(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
-        """One packed stream: (N) tokens to (N, H), and the outputs of the blocks at `depths`."""
+    def _pass(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
+        """The last hidden states (N, H), and the outputs of the blocks at `depths`."""
+        if not self.packed:
+            return self._rows(input_ids, layout, depths)
         positions = position_ids.unsqueeze(0) + position_start(self.config)
         return self._run(input_ids.unsqueeze(0), layout, depths, position_ids=positions, labeltune_layout=layout)
 
-    def _rows(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
+    def _rows(self, input_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
         """Rows of exactly equal length, one forward for each length, put back into stream order."""
-        del position_ids  # every row starts at the family's own first position
         lasts, taps, places = [], [], []
         for index, sub in equal_lengths(layout):
             index = index.to(input_ids.device)
@@ -222,11 +240,8 @@ class Backbone(nn.Module):
                 self._probe()
             except (attention.LayoutMissing, TypeError):  # lost on the way, or refused at the door
                 return False
-        callers = {id(module): module for module, _ in calls}
-        return all(
-            any(id(part) in callers and getattr(part, "layer_idx", None) == place for part in block.modules())
-            for place, block in enumerate(self.blocks)
-        )
+        callers = {id(module) for module, _ in calls}
+        return all(_numbered(block, place, callers) for place, block in enumerate(self.blocks))
 
     def _probe(self) -> Tensor:
         """A forward of two documents, of two tokens and of one, or of one row."""
@@ -243,7 +258,7 @@ class Backbone(nn.Module):
     def _reattach(self) -> None:
         """Give the attention modules the layout that their blocks do not pass on."""
 
-        def put_back(_: nn.Module, args: tuple[object, ...], words: dict[str, object]) -> tuple[object, object]:
+        def put_back(_: nn.Module, args: tuple[Any, ...], words: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             return args, {**words, attention.LAYOUT: self.slot.current}
 
         for block in self.blocks:
@@ -274,9 +289,6 @@ class Backbone(nn.Module):
         self._tail = tuple(called)
         with torch.no_grad():
             return self._tail if torch.equal(self._norm(ended[0]), last) else None
-
-    def _within(self, name: str) -> bool:
-        return name.startswith(self._blocks + ".")
 
 
 # Loading
@@ -404,20 +416,22 @@ def _check_folder(folder: Path) -> None:
 def _read_config(name: str, config: ModelConfig) -> PretrainedConfig:
     try:
         with _quietly():
-            return AutoConfig.from_pretrained(
-                name, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
+            read: Callable[..., PretrainedConfig] = AutoConfig.from_pretrained
+            return read(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except _UNREADABLE as error:
         raise _unreadable("the model", name, config, error) from error
 
 
 def _read_weights(name: str, config: ModelConfig, stock: PretrainedConfig, device: torch.device) -> PreTrainedModel:
     """The body alone; a tied checkpoint that stores its embedding as `lm_head` is read through the causal model."""
-    model, faults = _read_as(AutoModel, name, config, stock, device)
+    body: Callable[..., Any] = AutoModel.from_pretrained
+    if family_of(stock.get_text_config()).pooler:
+        body = partial(body, add_pooling_layer=False)
+    model, faults = _read_as(body, name, config, stock, device)
     if faults and stock.get_text_config().tie_word_embeddings:
-        causal, causal_faults = _read_as(AutoModelForCausalLM, name, config, stock, device)
+        causal, causal_faults = _read_as(AutoModelForCausalLM.from_pretrained, name, config, stock, device)
         if not causal_faults:
-            return causal.base_model
+            return causal
     if faults:
         listed = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
         hint = "download it again, or name a checkpoint that fits its config.json"
@@ -426,22 +440,21 @@ def _read_weights(name: str, config: ModelConfig, stock: PretrainedConfig, devic
 
 
 def _read_as(
-    kind: type[AutoModel | AutoModelForCausalLM],
+    read: Callable[..., Any],
     name: str,
     config: ModelConfig,
     stock: PretrainedConfig,
     device: torch.device,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model and its faults: weights that are missing, left over in a block, or of another shape."""
-    family = family_of(stock.get_text_config())
+    """The body and its faults: weights that are missing, left over in a block, or of another shape."""
     attention.register()
-    words: dict[str, object] = {"attn_implementation": attention.NAME} if family.packed else {}
-    if family.pooler and kind is AutoModel:
-        words["add_pooling_layer"] = False
+    words: dict[str, Any] = {}
+    if family_of(stock.get_text_config()).packed:
+        words["attn_implementation"] = attention.NAME
     if config.quantization != "none":
         words |= {"quantization_config": _quantization(config, device), "device_map": {"": device}}
     try:
-        model, info = kind.from_pretrained(
+        model, info = read(
             name,
             config=stock,
             revision=config.revision,
@@ -455,9 +468,10 @@ def _read_as(
     except _UNREADABLE as error:
         raise _unreadable("the model", name, config, error) from error
     body = model.base_model
+    assert isinstance(body, PreTrainedModel)
     if config.quantization == "none":
-        model = model.to(device)
-    return model, _faults(info, _find_blocks(body, stock.get_text_config(), name))
+        body.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
+    return body, _faults(info, _find_blocks(body, stock.get_text_config(), name))
 
 
 def _faults(info: dict[str, Iterable[object]], blocks: str) -> list[str]:
@@ -484,11 +498,9 @@ def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
 
 def _quantization(config: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
     """What bitsandbytes is asked for; it computes in the backbone's dtype."""
-    try:
-        import bitsandbytes  # noqa: F401  (optional extra: asked for here, so that its absence is a sentence)
-    except ImportError as error:
+    if find_spec("bitsandbytes") is None:
         hint = "pip install 'labeltune[quantised]'"
-        raise ModelError("quantisation needs bitsandbytes", at="model.quantization", hint=hint) from error
+        raise ModelError("quantisation needs bitsandbytes", at="model.quantization", hint=hint)
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = _dtype(config, device)
@@ -590,7 +602,8 @@ def equal_lengths(layout: Layout) -> Iterator[tuple[Tensor, Layout]]:
 
 def _find_blocks(model: nn.Module, config: PretrainedConfig, source: str) -> str:
     """The name of the list of blocks: the outermost list as long as the configuration says."""
-    for name, module in model.named_modules():
+    modules: Iterable[tuple[str, nn.Module]] = model.named_modules()
+    for name, module in modules:
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return name
     message = f"{source} has no list of {config.num_hidden_layers} blocks ({config.model_type})"
@@ -625,6 +638,15 @@ def _zero(thing: object) -> None:
     for name, value in list(vars(thing).items()):
         if isinstance(value, float) and ("drop" in name or "jitter" in name):
             setattr(thing, name, 0.0)
+
+
+def _numbered(block: nn.Module, place: int, callers: set[int]) -> bool:
+    """Whether a module of this block called our function and knows its layer; one without a number is given it."""
+    called = [part for part in block.modules() if id(part) in callers]
+    for part in called:
+        if not hasattr(part, "layer_idx"):
+            part.layer_idx = place  # type: ignore[assignment]  # a plain number, which modules may carry
+    return bool(called) and all(part.layer_idx == place for part in called)
 
 
 def _is_attention(name: str) -> bool:

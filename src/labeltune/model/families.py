@@ -39,47 +39,51 @@ _PACKED = Family(packed=True)
 _ENCODER = Family(packed=True, encoder=True)
 _BERT = replace(_ENCODER, pooler=True)
 _ROBERTA = replace(_BERT, offset=True)
+_ROWS_ENCODER = Family(encoder=True)
 _ALIBI = Family(why="its position bias (ALiBi) is defined for earlier tokens only")
 _RECURRENT = Family(why="its layers read from left to right by construction")
 _OWN = Family(why="its attention is its own code, which applies the causal mask itself")
 
 FAMILIES: dict[str, Family] = {
-    "cohere2": _PACKED,
-    "gemma": _PACKED,
-    "gemma2": _PACKED,
-    "gemma3_text": _PACKED,
-    "gpt2": _PACKED,
-    "gpt_neox": _PACKED,
-    "gpt_oss": _PACKED,
-    "llama": _PACKED,
-    "ministral": _PACKED,
-    "mistral": _PACKED,
-    "mixtral": _PACKED,
-    "olmo2": _PACKED,
-    "olmo3": _PACKED,
-    "opt": _PACKED,
-    "phi": _PACKED,
-    "phi3": _PACKED,
-    "qwen2": _PACKED,
-    "qwen3": _PACKED,
-    "smollm3": _PACKED,
+    **dict.fromkeys(
+        (
+            "apertus", "arcee", "biogpt", "bitnet", "cohere", "cohere2", "cwm", "ernie4_5", "ernie4_5_moe", "exaone4",
+            "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox",
+            "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "jais2", "llama", "ministral",
+            "ministral3", "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon",
+            "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+            "vaultgemma",
+        ),
+        _PACKED,
+    ),
     "stablelm": replace(_PACKED, reattach=True),
-    "starcoder2": _PACKED,
+    # encoders
     "bert": _BERT,
-    "roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "distilbert": _ENCODER,
+    "electra": _ENCODER,
+    "eurobert": _ENCODER,
     "modernbert": replace(_ENCODER, exclusive_window=True),
+    "nomic_bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "deberta-v2": _ROWS_ENCODER,
+    "luke": _ROWS_ENCODER,
+    "mpnet": _ROWS_ENCODER,
+    # rows of equal length, and why
     "bloom": _ALIBI,
     "mpt": _ALIBI,
-    "falcon": _OWN,
     "codegen": _OWN,
+    "falcon": _OWN,
     "gptj": _OWN,
+    "xglm": _OWN,
     "gpt_neo": Family(why="its attention keeps a causal buffer and ignores every other mask"),
     "falcon_mamba": _RECURRENT,
     "jamba": _RECURRENT,
     "mamba": _RECURRENT,
     "mamba2": _RECURRENT,
     "rwkv": _RECURRENT,
-}
+}  # fmt: skip
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _STRETCHED = ("dynamic", "longrope")
