@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 
 INSTALL = $(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-# One thread in each of the workers: two of them use two cores better than two threads in one.
+# A process per core, with one thread each, so that rounding does not depend on the machine.
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: demo test check fuzz lint format install develop clean
