@@ -1,4 +1,4 @@
-"""Settings and labels into what computes: backbone, tokenizer, encoder and member, the same for training and prediction."""
+"""Settings and labels into what computes: backbone, tokenizer, encoder, member; the same to train and to answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from labeltune.config import Config, with_settings
 from labeltune.data.encoding import Encoder
-from labeltune.errors import SettingsError
+from labeltune.errors import ModelError, SettingsError
 from labeltune.keys import Key
 from labeltune.labels import LabelSet
 from labeltune.model import backbone as backbones
@@ -70,6 +70,7 @@ def assemble(config: Config, labels: LabelSet, tokenizer: PreTrainedTokenizerBas
         checkpointing=config.model.checkpointing == "on",
         trainable=config.lora.kind == "full",
     )
+    _check_weights(config, backbone)
     config = settle(config, task, backbone)
     report = check(backbone, backbone.policy(config.model.unmask or "none"))
     member = members.build(
@@ -80,12 +81,24 @@ def assemble(config: Config, labels: LabelSet, tokenizer: PreTrainedTokenizerBas
         task_unmask=task.unmask,
         task_pooling=task.pooling,
         task_bias=task.bias,
+        task_shared=task.shared,
         width=task.width(labels),
         key=Key.of(config.train.seed).fold("weights"),
     )
     return Assembly(
         config, task, labels, backbone, tokenizer, make_encoder(config, task, labels, tokenizer), member, report
     )
+
+
+def _check_weights(config: Config, backbone: backbones.Backbone) -> None:
+    """Refuse a backbone whose weights are not those that the settings were recorded with."""
+    expected, found = config.model.weights_sha256, backbone.body_sha256()
+    if expected and found and expected != found:
+        raise ModelError(
+            "its weights are not those of the training (another SHA-256)",
+            at=str(config.model.name),
+            hint="restore the backbone, or leave model.weights_sha256 out of a new training",
+        )
 
 
 def make_encoder(config: Config, task: Task, labels: LabelSet, tokenizer: PreTrainedTokenizerBase) -> Encoder:
@@ -112,6 +125,8 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
         )
     values: dict[str, Any] = {
         "data.max_tokens": longest,
+        "model.revision": config.model.revision or getattr(backbone.model.config, "_commit_hash", None),
+        "model.weights_sha256": backbone.body_sha256(),
         "model.unmask": config.model.unmask or task.unmask,
         "model.pooling": config.model.pooling or task.pooling,
         "model.depth": config.model.depth or backbone.layers,

@@ -1,4 +1,4 @@
-"""The command line: each command is a screen over the function of the same name, and the one place that catches errors."""
+"""The command line: each command is a screen over a function; the one place that catches errors."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.keys import Key
 from labeltune.ledger import LEDGER, Ledger
 from labeltune.model.member import LabelModel
+from labeltune.model.selfcheck import Report
 from labeltune.run import (
     BACKBONE,
     CONFIG,
@@ -62,6 +63,13 @@ class Said:
     """A sentence for the user."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The loaded model passed the self-check."""
+
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ def _prepare(
     config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
     labels = task_of(config).label_set(loaded.train, config.data)
     assembly = assemble(config, labels)
-    listen(Said(assembly.selfcheck.sentence()))
+    listen(Checked(assembly.selfcheck))
     rows = _encode(loaded.train, assembly, folder / WORK)
     dev_rows = list(loaded.dev)
     dev_store = Store.build(dev_rows, assembly.encoder.encode_many)
@@ -204,7 +212,7 @@ def _trial(assembly: Assembly, rows: Store, evaluate: Evaluate) -> Trial:
         body = assembly.backbone.model.named_parameters()
         parameters |= {f"{BACKBONE}.{name}": parameter for name, parameter in body}
     select = config.train.select or task.select
-    counts = label_counts(rows, task.width(assembly.labels))
+    counts = label_counts(rows, len(task.classes(assembly.labels)))
     return Trial(
         name=task.name,
         config=config.train,
@@ -326,7 +334,7 @@ def _write_weights(job: _Job) -> None:
     assembly, model = job.assembly, job.assembly.config.model
     assembly.member.save(job.folder, model.name, model.revision)
     if assembly.config.lora.kind == "full":
-        assembly.backbone.save(job.folder / BACKBONE)
+        assembly.backbone.model.save_pretrained(job.folder / BACKBONE)
     assembly.tokenizer.save_pretrained(job.folder / TOKENIZER)
 
 

@@ -75,11 +75,11 @@ def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Pred
     run = open_run(path)
     config = with_settings(run.config, {"train.device": "auto", **_allowed(settings or {})})
     folder = run.folder
-    if (folder / BACKBONE).exists():
-        config = with_settings(config, {"model.name": str(folder / BACKBONE)})
-    tokenizer = backbones.load_tokenizer(
-        config.model.model_copy(update={"name": str(folder / TOKENIZER), "revision": None})
-    )
+    if (folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
+        own = {"name": str(folder / BACKBONE), "revision": None, "weights_sha256": None}
+        config = config.model_copy(update={"model": config.model.model_copy(update=own)})
+    place = config.model.model_copy(update={"name": str(folder / TOKENIZER), "revision": None})
+    tokenizer = backbones.load_tokenizer(place)
     assembly = assemble(config, run.labels, tokenizer)
     assembly.member.load(folder)
     model = LabelModel(assembly.backbone, [assembly.member])

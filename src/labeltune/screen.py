@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from labeltune.fitting import Ready, Said, Scored
+from labeltune.fitting import Checked, Ready, Said, Scored
 from labeltune.training.trainer import Step
 
 SHOWN = ("loss", "macro_f1", "accuracy", "span_f1", "span_precision", "span_recall", "mse", "spearman", "log_loss")
@@ -51,12 +51,22 @@ class Screen:
             return
         if isinstance(fact, Said):
             self._console.print(fact.text, highlight=False)
+        elif isinstance(fact, Checked):
+            self._checked(fact)
         elif isinstance(fact, Ready):
             self._ready(fact)
         elif isinstance(fact, Step):
             self._step(fact)
         elif isinstance(fact, Scored):
             self._figures[fact.split] = fact.metrics
+
+    def _checked(self, fact: Checked) -> None:
+        report = fact.report
+        how = "packed" if report.packed else "in rows of equal length"
+        self._console.print(
+            f"self-check: {report.layers} layers {how}; Company within {report.company:.0e}, Sight as set",
+            highlight=False,
+        )
 
     def _ready(self, fact: Ready) -> None:
         rows = ", ".join(f"{count:,} {split}" for split, count in fact.rows.items())

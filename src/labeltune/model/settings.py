@@ -26,6 +26,8 @@ class ModelConfig(Settings):
     """A hub id or a local folder in Hugging Face format; `mini` is the bundled backbone."""
     revision: str | None = None
     """The hub revision (branch, tag or commit)."""
+    weights_sha256: str | None = None
+    """Hash of the backbone's weight files; other weights are refused [recorded by the training]."""
     unmask: str | None = None
     """Layers whose causal mask is removed: `none`, `all`, `first:8`, `last:8`, `8:16`, unions [none; tagging all]."""
     pooling: Annotated[str, one_of(POOLING_NAMES)] | None = None
