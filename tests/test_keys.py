@@ -94,6 +94,13 @@ def test_no_two_tokens_share_their_mask() -> None:
     assert float(agree[agree != 0].square().mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_a_quarter_of_a_million_tokens_have_as_many_masks() -> None:
+    """A hash of 32 bits would give about eight pairs of tokens the same mask."""
+    count = 2**18
+    mask = keep_mask(KEY, torch.arange(count) // 512, torch.arange(count) % 512, 64, 0.5)
+    assert len(np.unique(np.packbits(mask.numpy(), axis=1).view(np.uint64))) == count
+
+
 def test_pairs_of_features_fall_into_all_four_cells_alike() -> None:
     mask = draw().long()
     for shift in (1, 2, 3, 64, 100):
