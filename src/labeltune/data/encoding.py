@@ -17,6 +17,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -140,7 +141,6 @@ class Encoder:
         self._offsets = targets == "units" or config.long == "truncate"
         if self._offsets:
             _check_offsets(tokenizer)
-        self._blank = _blank(tokenizer) if targets == "units" else np.empty(0, bool)
 
     def encode(self, example: Example) -> Encoded:
         """The example alone, without neighbours."""
@@ -161,8 +161,15 @@ class Encoder:
     def key(self, *parts: str) -> str:
         """A hash of all that decides the encoding: settings, tokenizer, and `parts` (the data's hash, the labels)."""
         config = self.config.model_dump(mode="json", exclude={"train", "dev", "test"})
-        settings = [FORMAT, config, self.max_tokens, self.targets, self.edge, self.whole_special, parts]
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        rest = (
+            self.max_tokens,
+            self.targets,
+            self.edge,
+            self.whole_special,
+            self.specials.prefix,
+            self.specials.suffix,
+        )
+        digest = hashlib.sha256(json.dumps([FORMAT, config, rest, parts], sort_keys=True).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         return digest.hexdigest()
 
@@ -173,12 +180,16 @@ class Encoder:
         stream = self._stream(example, row, (), ())
         roles, source = _roles(stream, self._encoded(example, row), self.edge)
         names = list(self.tokenizer.convert_ids_to_tokens(stream.tokens.tolist()))
-        for place in np.flatnonzero((source >= 0) & ~_blank(self.tokenizer)[stream.tokens]):
+        for place in np.flatnonzero((source >= 0) & ~self._blank[stream.tokens]):
             token = row.source[source[place]]
             names[place] = example.text[text.starts[token] : text.ends[token]] or names[place]
         return [Shown(*each) for each in zip(names, stream.tokens.tolist(), roles.tolist(), strict=True)]
 
     # Text -> tokens
+
+    @cached_property
+    def _blank(self) -> np.ndarray:
+        return blank_tokens(self.tokenizer)
 
     def _tokenised(self, examples: Iterable[Example]) -> Iterator[tuple[Example, _Text]]:
         for chunk in _chunks(examples):
@@ -368,7 +379,7 @@ def _trimmed(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarra
     return trimmed, np.where(low < high, places[high - 1] + 1, trimmed)
 
 
-def _blank(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def blank_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Bool, by token id: tokens that are nothing but space marks."""
     vocabulary = tokenizer.get_vocab()
     table = np.zeros(max(vocabulary.values()) + 1, bool)
@@ -384,15 +395,15 @@ def _kept(row: _Row, keep: np.ndarray) -> _Row:
 
 
 def _characters_lost(text: _Text, source: np.ndarray) -> int:
-    """How many characters only the cut tokens cover."""
-    if len(source) == len(text.ids):
+    """How many characters lost a token, of which one character may have several."""
+    cut = np.ones(len(text.ids), bool)
+    cut[source] = False
+    if not cut.any():
         return 0
-    covered = np.zeros((2, int(text.ends.max()) + 1), np.int64)
-    for line, tokens in zip(covered, (np.arange(len(text.ids)), source), strict=True):
-        np.add.at(line, text.starts[tokens], 1)
-        np.add.at(line, text.ends[tokens], -1)
-    whole, left = covered.cumsum(axis=1) > 0
-    return int((whole & ~left).sum())
+    covered = np.zeros(int(text.ends.max()) + 1, np.int64)
+    np.add.at(covered, text.starts[cut], 1)
+    np.add.at(covered, text.ends[cut], -1)
+    return int((covered.cumsum() > 0).sum())
 
 
 # The tokenizer
