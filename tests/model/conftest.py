@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
 import pytest
 import torch
@@ -46,6 +45,7 @@ TINY: dict[str, dict[str, object]] = {  # what differs from SIZE; windows are sh
     "distilbert": dict(dim=32, n_layers=4, n_heads=4, hidden_dim=48),
     "electra": dict(embedding_size=32),
     "camembert": dict(type_vocab_size=1),
+    "luke": dict(entity_vocab_size=4, entity_emb_size=8),
     "xlm-roberta": dict(type_vocab_size=1),
     "cohere2": dict(sliding_window=3, layer_types=WINDOWED),
     "gemma": dict(head_dim=8),
@@ -194,6 +194,7 @@ def alone() -> Callable[..., Tensor]:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / b.abs().max())
 
 

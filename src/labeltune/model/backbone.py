@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -357,13 +358,20 @@ def resolve(config: ModelConfig) -> str:
             hint = "install labeltune again, or name another model"
             raise ModelError("this installation lacks the bundled backbone 'mini'", at="model.name", hint=hint)
         return str(folder)
-    folder = Path(config.name).expanduser()
-    if folder.is_dir():
+    if _is_folder(config.name):
+        folder = Path(config.name).expanduser()
         _check_folder(folder)
         return str(folder)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name) or config.name.startswith("."):
-        raise ModelError(f"there is no folder {str(folder)[:200]!r}", at="model.name", hint="give a folder or a hub id")
+    if not re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", config.name, re.ASCII):
+        raise ModelError(f"there is no folder {config.name[:200]!r}", at="model.name", hint="give a folder or a hub id")
     return config.name
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # longer than a path may be, a null byte, an unknown user's home
+        return False
 
 
 def weights_sha256(folder: Path) -> str:
@@ -502,6 +510,8 @@ def _quantization(config: ModelConfig, device: torch.device) -> BitsAndBytesConf
         hint = "pip install 'labeltune[quantised]'"
         raise ModelError("quantisation needs bitsandbytes", at="model.quantization", hint=hint)
     if config.quantization == "int8":
+        # One line for each matrix product ("inputs will be cast to float16") is no news.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = _dtype(config, device)
     compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
@@ -534,9 +544,21 @@ def _prepare(backbone: Backbone, checkpointing: bool, trainable: bool) -> Backbo
     for weight in backbone.parameters():
         weight.requires_grad_(trainable and weight.is_floating_point())
     if checkpointing:
-        words = {"use_reentrant": False, "context_fn": backbone.slot.checkpoint_contexts}
-        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=words)
+        _checkpoint(backbone)
     return backbone
+
+
+def _checkpoint(backbone: Backbone) -> None:
+    """Recompute each block in the backward pass, under the layout of its own forward pass."""
+    model = backbone.model
+    if not model.supports_gradient_checkpointing:
+        message = f"{backbone.config.model_type} cannot recompute its activations"
+        raise ModelError(message, at="model.checkpointing", hint="set model.checkpointing = 'off'")
+    words = {"use_reentrant": False, "context_fn": backbone.slot.checkpoint_contexts}
+    if hasattr(model, "activation_checkpointing_enable"):  # the new name of the same thing
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=words)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=words)
 
 
 @contextmanager
@@ -618,7 +640,7 @@ def _truncate(model: nn.Module, config: PretrainedConfig, blocks: str, depth: in
         raise SettingsError(f"the model has no block {depth}", at="model.depth", hint=f"it has {len(kept)} blocks")
     parent, _, name = blocks.rpartition(".")
     setattr(model.get_submodule(parent), name, kept[:depth])
-    if getattr(config, "layer_types", None):
+    if vars(config).get("layer_types"):  # where it is computed, it follows the number of layers by itself
         config.layer_types = config.layer_types[:depth]
     config.num_hidden_layers = depth
 
