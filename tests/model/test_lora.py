@@ -1,5 +1,6 @@
 """LoRA by hooks against PEFT's own layers on a stock model, and members of one pass against members alone."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,18 @@ def test_a_damaged_folder_is_refused(tiny_model, tmp_path) -> None:
             Adapter.load(tmp_path)
     weights.write_bytes(b"\x08")
     with pytest.raises(RunError, match="damaged"):
+        Adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [dict(rank_pattern={"q": 2}), dict(bias="all"), dict(init_lora_weights="pissa_niter_4"), dict(lora_bias=True)],
+)
+def test_what_peft_does_and_we_do_not_is_refused(changed, tiny_model, tmp_path) -> None:
+    adapter_for(wrap(tiny_model("llama"))).save(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    with pytest.raises(RunError, match="does not run"):
         Adapter.load(tmp_path)
 
 

@@ -40,13 +40,11 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ENDINGS = {"A": ".lora_A.weight", "B": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
 _UNSUPPORTED = (
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layer_replication",
-    "lora_bias",
-    "trainable_token_indices",
+    *("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias", "target_parameters"),
+    *("trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config"),
+    *("kasa_config", "velora_config", "monteclora_config"),
 )
+_CHANGES_THE_BACKBONE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that rewrite its weights
 
 
 class Adapter(nn.Module):
@@ -395,7 +393,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     facts = read_json(folder / CONFIG_FILE)
     if not isinstance(facts, dict) or facts.get("peft_type") != "LORA":
         raise RunError("this is no LoRA adapter", at=str(folder / CONFIG_FILE))
-    odd = [name for name in _UNSUPPORTED if facts.get(name)] + (["bias"] if facts.get("bias", "none") != "none" else [])
+    odd = [name for name in _UNSUPPORTED if facts.get(name)]
+    odd += ["bias"] * (facts.get("bias", "none") != "none")
+    odd += ["DoRA with rsLoRA"] * bool(facts.get("use_dora") and facts.get("use_rslora"))
+    odd += [word for word in _CHANGES_THE_BACKBONE if str(facts.get("init_lora_weights")).startswith(word)]
     if odd:
         raise RunError(
             f"the adapter uses {', '.join(odd)}, which labeltune does not run",
