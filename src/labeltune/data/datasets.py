@@ -66,6 +66,16 @@ class Dataset:
         for row in self._rows():
             yield self._reading.example(row)
 
+    @property
+    def unit(self) -> str:
+        """What a tag sits on where no tokens are given."""
+        return self._reading.config.unit
+
+    def tags(self, example: Example) -> list[str] | None:
+        """The tags of a row as the file has them; None where it has none."""
+        column = self.columns.tags
+        return self._reading.tags(example.fields, column) if column else None
+
     def ids(self, chosen: Collection[int] | None = None) -> list[str]:
         """The addresses of the rows, or of those with the given numbers."""
         wanted = None if chosen is None else set(chosen)
@@ -118,7 +128,7 @@ def load(
     config: DataConfig,
     task: str | None,
     *,
-    base: Path,
+    base: Path = Path(),
     data: Any = None,
     dev: Any = None,
     test: Any = None,
@@ -241,8 +251,10 @@ class _Loading:
         if columns.kind == NUMBER:
             return None
         if own := source.label_names.get(column):  # the data set counts from 0, there is nothing to find out
-            return self.config.label_names if isinstance(self.config.label_names, dict) else _numbered(
-                self.config.label_names or own
+            return (
+                self.config.label_names
+                if isinstance(self.config.label_names, dict)
+                else _numbered(self.config.label_names or own)
             )
         if self.config.label_names is None:
             return None

@@ -17,7 +17,7 @@ from typing import Any
 from labeltune.data.readers.conll import TAGS, find_layout, looks_like_conll, read_conll
 from labeltune.data.readers.folder import article_files, categories, is_livedoor, left_out, read_folder
 from labeltune.data.readers.hub import PREFIX, is_saved, open_hub, open_saved, splits_of
-from labeltune.data.readers.lines import Lines, no_such, open_bytes, uncompressed_name
+from labeltune.data.readers.lines import Lines, no_such, open_bytes, read_bytes, uncompressed_name
 from labeltune.data.readers.memory import LABEL, open_memory
 from labeltune.data.readers.parquet import parquet_label_names, read_parquet
 from labeltune.data.readers.rows import Row, Source
@@ -176,7 +176,7 @@ def recognise_format(path: Path, name: str) -> str:
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
     with open_bytes(path, name) as file:
-        head = file.read(4)
+        head = read_bytes(file, 4, name)
     if head == b"PAR1":
         return "parquet"
     sample = _sample(path, name)

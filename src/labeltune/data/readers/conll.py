@@ -47,17 +47,13 @@ def read_conll(path: Path, name: str, columns: Sequence[str] | None) -> Iterator
         sentence = _Sentence(layout)
         for line in lines:
             blank = not line.strip(_BLANK)
-            if not blank and not _is_document(layout.cells(line)):
+            if not blank and line.split(None, 1)[0] != _DOCUMENT:
                 sentence.add(line, lines.at, lines.take_fault())
             elif sentence.at:
                 yield sentence.row()
                 sentence = _Sentence(layout)
         if sentence.at:
             yield sentence.row()
-
-
-def _is_document(cells: list[str]) -> bool:
-    return cells[0] == _DOCUMENT
 
 
 class _Sentence:

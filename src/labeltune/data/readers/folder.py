@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from labeltune.data.readers.lines import Lines
+from labeltune.data.readers.lines import Lines, read_whole
 from labeltune.data.readers.rows import Row
 from labeltune.data.readers.text import read_text
 from labeltune.errors import DataError
@@ -25,9 +26,9 @@ def read_folder(path: Path, name: str, columns: Sequence[str] | None) -> Iterato
     articles = [file for folder in folders for file in article_files(folder)]
     if not articles:
         raise DataError("the category folders hold no text files", at=name, hint="articles end in .txt or in nothing")
-    read = read_article if is_livedoor(articles[0]) else _read_whole
+    read = read_article if is_livedoor(articles[0]) else _read_text
     for file in articles:
-        at = f"{name}/{file.relative_to(path).as_posix()}"
+        at = f"{name}/{file.parent.name}/{file.name}"
         row = read(file, at)
         yield Row(at, {CATEGORY: file.parent.name, **row.fields}, row.fault)
 
@@ -39,19 +40,22 @@ def categories(path: Path) -> list[Path]:
 
 def article_files(folder: Path) -> list[Path]:
     """The text files of a category, sorted; licences, readmes and dot files are no articles."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and _is_article(file))
+    with os.scandir(folder) as files:
+        names = sorted(file.name for file in files if file.is_file() and _is_article(file.name))
+    return [folder / name for name in names]
 
 
-def _is_article(file: Path) -> bool:
-    if file.name.startswith(".") or _NO_ARTICLE.fullmatch(file.name):
+def _is_article(name: str) -> bool:
+    if name.startswith(".") or _NO_ARTICLE.fullmatch(name):
         return False
-    return file.suffix.lower() in ("", ".txt", ".text") or file.suffix[1:].isdigit()
+    _, dot, suffix = name.rpartition(".")
+    return not dot or suffix.lower() in ("txt", "text") or suffix.isdecimal()
 
 
 def left_out(path: Path) -> int:
     """How many files in the category folders are not read as articles."""
     inside = (file for folder in categories(path) for file in folder.iterdir())
-    return sum(file.is_dir() or not _is_article(file) for file in inside)
+    return sum(file.is_dir() or not _is_article(file.name) for file in inside)
 
 
 def _files_of_lines(path: Path, name: str) -> Iterator[Row]:
@@ -73,7 +77,7 @@ def is_livedoor(file: Path) -> bool:
 
 def read_article(file: Path, at: str) -> Row:
     """url, date, title and body; lines are stripped, blank ones dropped."""
-    text, fault = _content(file, at)
+    text, fault = read_whole(file, at)
     lines = [line.strip() for line in text.split("\n")]
     if not fault and (len(lines) < 3 or not _DATE.match(lines[1])):
         hint = "the other files hold URL, date, title and body on lines of their own"
@@ -83,11 +87,6 @@ def read_article(file: Path, at: str) -> Row:
     return Row(at, {"url": lines[0], "date": lines[1], "title": lines[2], "body": "\n".join(filter(None, lines[3:]))})
 
 
-def _read_whole(file: Path, at: str) -> Row:
-    text, fault = _content(file, at)
+def _read_text(file: Path, at: str) -> Row:
+    text, fault = read_whole(file, at)
     return Row(at, {"text": text}, fault)
-
-
-def _content(file: Path, at: str) -> tuple[str, DataError | None]:
-    with Lines(file, at) as lines:
-        return "".join(lines), lines.take_fault()

@@ -21,7 +21,7 @@ LONGEST = 64 * 1024 * 1024
 COMPRESSIONS = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 """Suffix -> the bytes such a file begins with."""
 
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 
@@ -149,7 +149,7 @@ class Lines(Iterator[str]):
         try:
             return line.decode()
         except UnicodeDecodeError as error:
-            self._fault = self._fault or self._undecodable(error)
+            self._fault = self._fault or _undecodable(error, self.at)
             return line.decode(errors="backslashreplace")
 
     def take_fault(self) -> DataError | None:
@@ -161,9 +161,7 @@ class Lines(Iterator[str]):
         try:
             line = self._file.readline(LONGEST + 1)
         except _BROKEN as error:
-            raise broken_archive(self.name, self.number, error) from None
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror or error})", at=self.name) from None
+            raise _unreadable(error, self.name, self.number) from None
         if len(line) > LONGEST:
             hint = "rows stand on lines of their own; is this another format?"
             raise DataError("this line is longer than 64 MiB", at=f"{self.name}:{self.number + 1}", hint=hint)
@@ -171,16 +169,43 @@ class Lines(Iterator[str]):
 
     def _without_bom(self, line: bytes) -> bytes:
         if line.startswith(_UTF16):
-            raise DataError("this file is UTF-16", at=self.name, hint="save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+            raise _utf16(self.name)
         return line.removeprefix(_BOM)
 
-    def _undecodable(self, error: UnicodeDecodeError) -> DataError:
-        byte = error.object[error.start]
-        hint = "save the file as UTF-8 (for example iconv -f WINDOWS-1252 -t UTF-8)"
-        return DataError(f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8", at=self.at, hint=hint)
+
+def read_whole(path: Path, at: str) -> tuple[str, DataError | None]:
+    """The text of a small file, and what is wrong with it."""
+    with open_bytes(path, at) as file:
+        content = read_bytes(file, LONGEST + 1, at)
+    if len(content) > LONGEST:
+        return "", DataError("this text is longer than 64 MiB", at=at, hint="is this another format?")
+    if content.startswith(_UTF16):
+        return "", _utf16(at)
+    try:
+        return content.removeprefix(_BOM).decode(), None
+    except UnicodeDecodeError as error:
+        return content.decode(errors="backslashreplace"), _undecodable(error, at)
 
 
-def broken_archive(name: str, line: int, error: BaseException) -> DataError:
-    """The error for compressed data that ends early or is damaged."""
+def _undecodable(error: UnicodeDecodeError, at: str) -> DataError:
+    byte = error.object[error.start]
+    hint = "save the file as UTF-8 (for example iconv -f WINDOWS-1252 -t UTF-8)"
+    return DataError(f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8", at=at, hint=hint)
+
+
+def _utf16(at: str) -> DataError:
+    return DataError("this file is UTF-16", at=at, hint="save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+
+
+def read_bytes(file: BinaryIO, size: int, name: str) -> bytes:
+    """Up to `size` bytes; a DataError where the compressed data or the disk gives none."""
+    try:
+        return file.read(size)
+    except _BROKEN as error:
+        raise _unreadable(error, name, 0) from None
+
+
+def _unreadable(error: BaseException, name: str, line: int) -> DataError:
+    after = f" after line {line}" if line else ""
     hint = "the file is cut off or damaged: copy or download it again"
-    return DataError(f"the compressed data cannot be read after line {line} ({error})", at=name, hint=hint)
+    return DataError(f"the data cannot be read{after} ({error})", at=name, hint=hint)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
-from labeltune.data.readers.lines import LONGEST, Lines, broken_archive, open_bytes
+from labeltune.data.readers.lines import LONGEST, Lines, open_bytes, read_bytes
 from labeltune.data.readers.rows import Row, faulty
 from labeltune.errors import DataError
 
@@ -36,7 +37,7 @@ def read_jsonl(path: Path, name: str, columns: Columns) -> Iterator[Row]:
 def object_row(text: str, at: str) -> Row:
     """The row in a JSON object; a fault where it is none."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         message = f"this is no JSON: {error.msg.lower()} at character {error.pos + 1}"
         return faulty(at, message, "each line holds one JSON object", _short(text))
@@ -66,6 +67,9 @@ def _short(text: str) -> str:
     return text.rstrip("\r\n")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def read_json(path: Path, name: str, columns: Columns) -> Iterator[Row]:
     """A JSON array of objects, read piece by piece; addresses count from 0: `train.json[17]`."""
     array = _Array(path, name)
@@ -79,11 +83,10 @@ class _Array:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         self._buffer, self._index = "", 0
-        self._decoder = json.JSONDecoder(object_pairs_hook=_unique)
 
     def __iter__(self) -> Iterator[object]:
         with open_bytes(self._path, self._name) as file:
-            self._chunks = _characters(file.read, self._name)
+            self._chunks = _characters(file, self._name)
             self._expect("[")
             if self._peek() == "]":
                 self._expect("]")
@@ -104,7 +107,7 @@ class _Array:
         self._peek()
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer)
+                value, end = _DECODER.raw_decode(self._buffer)
             except json.JSONDecodeError as error:
                 ends = error.pos > len(self._buffer) - 16 or error.msg.startswith("Unterminated")
                 if not (ends and self._grow()):
@@ -145,16 +148,14 @@ class _Array:
         return DataError(f"this is no JSON: {message}", at=f"{self._name}[{self._index}]", hint=hint)
 
 
-def _characters(read: Callable[[int], bytes], name: str) -> Iterator[str]:
+def _characters(file: BinaryIO, name: str) -> Iterator[str]:
     decoder, done = codecs.getincrementaldecoder("utf-8-sig")(), 0
     while True:
         try:
-            chunk = read(1 << 16)
+            chunk = read_bytes(file, 1 << 16, name)
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             raise DataError(f"byte {done + error.start + 1} is not UTF-8", at=name, hint="save it as UTF-8") from None
-        except (EOFError, OSError) as error:
-            raise broken_archive(name, 0, error) from None
         done += len(chunk)
         if text:
             yield text

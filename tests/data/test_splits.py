@@ -1,0 +1,106 @@
+"""A split is stratified, seeded, the same for every order of the file, and keeps together what belongs together."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as run
+from hypothesis import strategies as st
+
+from labeltune.data.datasets import load
+from labeltune.data.settings import DataConfig
+from labeltune.errors import DataError
+
+
+def held_out(rows, dev=0.2, task=None, seed=42, **settings):
+    """The texts of each split."""
+    loaded = load(DataConfig(dev=dev, **settings), task, data=rows, seed=seed)
+    splits = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
+    return {name: [example.text for example in split] for name, split in splits.items() if split is not None}
+
+
+def classes(**sizes):
+    return [{"text": f"{label} number {n}", "label": label} for label, size in sizes.items() for n in range(size)]
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(2, 60), min_size=1), st.floats(0.05, 0.5))
+@run(max_examples=50)
+def test_each_label_gives_its_fraction(sizes, fraction):
+    dev = Counter(text[0] for text in held_out(classes(**sizes), dev=fraction)["dev"])
+    assert dev == {label: max(1, round(fraction * size)) for label, size in sizes.items()}
+
+
+@given(st.randoms())
+@run(max_examples=20)
+def test_the_order_of_the_file_changes_nothing(random):
+    rows = classes(a=30, b=20) + classes(a=5)
+    shuffled = random.sample(rows, len(rows))
+    first, second = held_out(rows, test=0.2), held_out(shuffled, test=0.2)
+    assert {name: sorted(texts) for name, texts in first.items()} == {n: sorted(t) for n, t in second.items()}
+
+
+def test_the_seed_decides_and_every_row_is_in_one_split():
+    rows = classes(a=50, b=50)
+    one, again, other = held_out(rows, test=0.1), held_out(rows, test=0.1), held_out(rows, test=0.1, seed=1)
+    assert one == again != other
+    assert sorted(one["train"] + one["dev"] + one["test"]) == sorted(row["text"] for row in rows)
+
+
+def test_another_dev_fraction_leaves_the_test_split_alone():
+    rows = classes(a=50, b=50)
+    assert held_out(rows, dev=0.1, test=0.2)["test"] == held_out(rows, dev=0.3, test=0.2)["test"]
+
+
+def test_duplicates_stay_on_one_side_whatever_their_case_and_white_space():
+    rows = [{"text": form, "label": n % 2} for n in range(40) for form in (f"Text {n}", f"text  {n}", f"TEXT {n} ")]
+    parts = held_out(rows)
+    seen = [{" ".join(text.lower().split()) for text in texts} for texts in parts.values()]
+    assert not seen[0] & seen[1]
+    assert len(parts["dev"]) == 24
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), min_size=20, max_size=60))
+@run(max_examples=30)
+def test_groups_and_duplicates_stay_together(pairs):
+    rows = [{"text": f"t{text}", "user": group, "label": 1.0} for group, text in pairs]
+    try:
+        loaded = load(DataConfig(dev=0.3, group="user"), "regression", data=rows)
+    except DataError:  # everything hangs together
+        return
+    sides = [{(e.text, e.fields["user"]) for e in split} for split in (loaded.train, loaded.dev)]
+    for part in (0, 1):
+        assert not {pair[part] for pair in sides[0]} & {pair[part] for pair in sides[1]}
+
+
+def test_entities_are_spread_by_the_rarest_of_a_row():
+    tags = {"rare": ["B-rare", "B-often"], "often": ["O", "B-often"], "none": ["O", "O"]}
+    sizes = {"rare": 10, "often": 50, "none": 40}
+    rows = [{"tokens": [k, str(n)], "tags": tags[k]} for k, size in sizes.items() for n in range(size)]
+    assert Counter(text.split()[0] for text in held_out(rows)["dev"]) == {"rare": 2, "often": 10, "none": 8}
+
+
+def test_numbers_are_spread_by_size():
+    rows = [{"text": str(n), "score": n / 7} for n in range(100)]
+    dev = sorted(int(text) for text in held_out(rows, dev=0.1, task="regression")["dev"])
+    assert [n // 10 for n in dev] == list(range(10))
+
+
+def test_a_fraction_that_would_empty_a_class_is_refused():
+    with pytest.raises(DataError, match="leave dev without the label 'b'") as caught:
+        held_out(classes(a=10, b=1))
+    assert "data.dev as a file" in str(caught.value)
+
+
+def test_a_rare_entity_stays_in_training():
+    rows = [{"tokens": ["x", str(n)], "tags": ["O", "B-once" if n == 7 else "O"]} for n in range(20)]
+    assert "x 7" in held_out(rows)["train"]
+
+
+def test_fractions_must_leave_something():
+    with pytest.raises(DataError, match="leave nothing to train on"):
+        held_out(classes(a=10), dev=0.6, test=0.5)
+
+
+def test_the_addresses_of_what_is_held_out_are_kept():
+    loaded = load(DataConfig(dev=0.2, test=0.1), None, data=classes(a=20, b=20))
+    assert loaded.split_ids == {name: [e.id for e in getattr(loaded, name)] for name in ("dev", "test")}
