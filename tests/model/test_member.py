@@ -303,3 +303,9 @@ def test_weights_of_other_settings_are_refused(changed: dict[str, object], backb
     member(backbone).save(tmp_path)
     with pytest.raises(RunError, match=r"adapter|head\.safetensors"):
         member(backbone, **changed).load(tmp_path)
+
+
+def test_an_adapter_of_another_width_is_refused(backbone: Backbone, tiny_model, tmp_path: Path) -> None:
+    member(wrap(tiny_model("llama", hidden_size=16))).save(tmp_path)
+    with pytest.raises(RunError, match="does not fit"):
+        member(backbone).load(tmp_path)

@@ -103,13 +103,14 @@ class Adapter(nn.Module):
         Raises:
             RunError: it adapts other modules, or in another way; `dropout` alone may differ.
         """
-        own, found = (
-            {"kind": a.kind, "rank": a.rank, "scaling": a.scaling, "modules": set(a.names)} for a in (self, other)
-        )
-        for fact, value in own.items():
-            if found[fact] != value:
-                said = "other ones" if fact == "modules" else f"{found[fact]} and not {value}"
-                raise RunError(f"the adapter's {fact} is not that of the settings: {said}", at=str(at))
+        for fact in ("kind", "rank", "scaling"):
+            mine, found = getattr(self, fact), getattr(other, fact)
+            if mine != found:
+                raise RunError(f"the adapter's {fact} is {found}, and the settings ask for {mine}", at=str(at))
+        own, theirs = ({name: p.shape for name, p in adapter.named_parameters()} for adapter in (self, other))
+        if own != theirs:
+            odd = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+            raise RunError(f"the adapter does not fit the settings and the backbone: {odd[0]}", at=str(at))
         for name, parameter in self.named_parameters():
             parameter.copy_(other.get_parameter(name))
 
