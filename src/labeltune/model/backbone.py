@@ -80,10 +80,10 @@ class Backbone(nn.Module):
         self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self._embedding.shape[0])
         self.context = context_of(self.config)
+        self._words = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         self.packed = self.family.packed and self._takes_our_attention()
         if not self.packed and model.config._attn_implementation == attention.NAME:
             model.set_attn_implementation("eager")
-        self._words = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         self._tail = self._find_tail()
         self.train()
 
@@ -171,7 +171,8 @@ class Backbone(nn.Module):
         if not self.packed:
             return self._rows(input_ids, layout, depths)
         positions = position_ids.unsqueeze(0) + position_start(self.config)
-        return self._run(input_ids.unsqueeze(0), layout, depths, position_ids=positions, labeltune_layout=layout)
+        words = {"position_ids": positions, attention.LAYOUT: layout}
+        return self._run(input_ids.unsqueeze(0), layout, depths, **words)
 
     def _rows(self, input_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
         """Rows of exactly equal length, one forward for each length, put back into stream order."""
@@ -245,16 +246,14 @@ class Backbone(nn.Module):
         return all(_numbered(block, place, callers) for place, block in enumerate(self.blocks))
 
     def _probe(self) -> Tensor:
-        """A forward of two documents, of two tokens and of one, or of one row."""
-        words: dict[str, object] = {"use_cache": False}
-        layout = plain_layout((2, 1), (False,) * len(self.blocks), self.device)
-        if self.family.packed and self.model.config._attn_implementation == attention.NAME:
+        """A forward of two documents, of two tokens and of one; of one row where our attention is not in place."""
+        layout = plain_layout((2, 1), (False,) * self.layers, self.device)
+        words: dict[str, object] = {}
+        if self.model.config._attn_implementation == attention.NAME:
             positions = torch.tensor([[0, 1, 0]], device=self.device) + position_start(self.config)
-            words |= {"position_ids": positions, attention.LAYOUT: layout}
-        if "use_cache" not in inspect.signature(self.model.forward).parameters:
-            del words["use_cache"]
-        with self.slot.using(layout):
-            return first_tensor(self.model(input_ids=torch.tensor([[1, 2, 1]], device=self.device), **words))
+            words = {"position_ids": positions, attention.LAYOUT: layout}
+        last, _ = self._run(torch.tensor([[1, 2, 1]], device=self.device), layout, set(), **words)
+        return last
 
     def _reattach(self) -> None:
         """Give the attention modules the layout that their blocks do not pass on."""
@@ -289,7 +288,7 @@ class Backbone(nn.Module):
             handle.remove()
         self._tail = tuple(called)
         with torch.no_grad():
-            return self._tail if torch.equal(self._norm(ended[0]), last) else None
+            return self._tail if torch.equal(self._norm(ended[0]).flatten(0, 1), last) else None
 
 
 # Loading
