@@ -4,7 +4,7 @@
     predictor = labeltune.load("runs/intents")
     predictor.predict(["where is my parcel?"])
 
-The names below are the public face; each is imported when it is first used, so `import labeltune` costs next to nothing.
+The names below are the public face; each is imported when first used, so `import labeltune` costs next to nothing.
 """
 
 from importlib import import_module

@@ -20,6 +20,7 @@ from labeltune.tasks import TASKS, Task
 from labeltune.training.trainer import MICRO_TOKENS
 
 GPU_MICRO_TOKENS = 16384
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 EDGES: dict[str, Literal["first", "last"]] = {"first": "first", "last": "last"}
 """Poolings that read one end of a text, its special token included; the others read inside."""
 
@@ -130,6 +131,7 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
         "model.unmask": config.model.unmask or task.unmask,
         "model.pooling": config.model.pooling or task.pooling,
         "model.depth": config.model.depth or backbone.layers,
+        "model.dtype": DTYPE_NAMES[backbone.dtype],
         "head.bias": task.bias if config.head.bias is None else config.head.bias,
         "lora.alpha": config.lora.alpha or config.lora.rank,
         "train.head_lr": config.train.head_lr or config.train.lr,

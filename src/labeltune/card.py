@@ -26,8 +26,8 @@ tags: [labeltune, {{ task }}]
 
 # {{ name }}
 
-A {{ task }} model: `{{ backbone }}` adapted by label-supervised fine-tuning ({{ adapter }}), \
-mask removed in layers `{{ model.unmask }}`, `{{ model.pooling }}` pooling on {{ model.pool_on }}.
+A {{ task }} model: `{{ backbone }}`, label-tuned ({{ adapter }}), mask removed in layers `{{ model.unmask }}`, \
+`{{ model.pooling }}` pooling on {{ model.pool_on }}.
 {% if state != "finished" %}
 **This training was interrupted; it can go on with `--resume`.**
 {% endif %}
@@ -50,13 +50,10 @@ print(predictor.predict(["a text"]))
 
 ## Figures
 
-| metric |{% for split in splits %} {{ split }} |{% endfor %}
-
-|---|{% for split in splits %}---:|{% endfor %}
-
-{% for metric in metrics -%}
-| {{ metric }} |{% for split in splits %} {{ figures[split].get(metric) | number }} |{% endfor %}
-
+| metric | {{ splits | join(" | ") }} |
+|---|{{ "---:|" * splits | length }}
+{% for row in rows -%}
+| {{ row | join(" | ") }} |
 {% endfor %}
 The weights were chosen by dev `{{ select }}`{% if train.best_epoch %} (epoch {{ train.best_epoch }}){% endif %}. \
 {% if "test" in splits -%}
@@ -74,13 +71,14 @@ Training: {{ train.steps }} steps, {{ train.seconds | number }} s, {{ train.rows
 | split | rows | source | SHA-256 |
 |---|---:|---|---|
 {% for split, facts in data.items() -%}
-| {{ split }} | {{ facts.rows }} | `{{ facts.source }}`{% if facts.ids %} (a part: `splits.json`){% endif %} | `{{ facts.sha256 or "in memory" }}` |
+| {{ split }} | {{ facts.rows }} | `{{ facts.source }}`{{ " (a part: `splits.json`)" if facts.ids }} | \
+`{{ facts.sha256 or "in memory" }}` |
 {% endfor %}
 ## Settings
 
 `config.toml` holds every setting; `labeltune train {{ folder }}/config.toml --out NEW` repeats the training. \
-Learning rate {{ settings.train.lr }}, {{ settings.train.epochs }} epochs, \
-{% if settings.train.batch_tokens %}{{ settings.train.batch_tokens }} tokens{% else %}{{ settings.train.batch_rows }} rows{% endif %} per step, seed {{ settings.train.seed }}.
+Learning rate {{ settings.train.lr }}, {{ settings.train.epochs }} epochs, {{ batch }} per step, \
+seed {{ settings.train.seed }}.
 
 ## Versions
 
@@ -114,7 +112,8 @@ def render(run: Run) -> str:
         labels=[f"`{name}`" for name in run.labels.names],
         splits=splits,
         figures=figures,
-        metrics=numbers,
+        rows=[[name, *(_number(figures[split].get(name)) for split in splits)] for name in numbers],
+        batch=f"{config.train.batch_tokens} tokens" if config.train.batch_tokens else f"{config.train.batch_rows} rows",
         train=figures.get("train", {}),
         select=config.train.select,
         openings=[f"{line['purpose']}, {line['time']}" for line in Ledger(run.folder).lines()],

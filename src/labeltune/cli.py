@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from labeltune.errors import LabeltuneError
+from labeltune.errors import LabeltuneError, RunError
 
 app = typer.Typer(
     name="labeltune",
@@ -102,7 +102,8 @@ def evaluate(
         return
     from labeltune.screen import metrics_table
 
-    out.print(metrics_table(f"{data}: {report.rows:,} rows", {"": report.metrics}))
+    out.print(f"{data}: {report.rows:,} rows", highlight=False)
+    out.print(metrics_table("", {"": report.metrics}))
     if errors:
         out.print(f"{report.wrong:,} rows with errors are in {errors}")
 
@@ -194,17 +195,16 @@ def _print_json(value: object) -> None:
 
 
 def _write_rows(rows: Iterator[dict[str, Any]], to: Path | None) -> None:
-    from labeltune.storage import atomic_file
+    from labeltune.storage import atomic_file, to_json
 
     if to is None:
         for row in rows:
-            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+            sys.stdout.write(to_json(row, sort=False) + "\n")
         return
-    if to.exists():
-        raise LabeltuneError("this file exists already", at=str(to), hint="choose another --out")
+    if to.is_file() or to.is_dir():
+        raise RunError("is there already", at=str(to), hint="choose another --out")
     with atomic_file(to) as partial, partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(to_json(row, sort=False) + "\n" for row in rows)
 
 
 def main() -> None:
@@ -212,7 +212,7 @@ def main() -> None:
     try:
         app()
     except LabeltuneError as error:
-        err.print(f"[bold red]error:[/] {error!s}", highlight=False, markup=True, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -102,7 +102,7 @@ def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings:
         tree = read_toml(Path(base)) if base else {}
         make(tree, at=str(base or ""))
     for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
-        put(tree, name, value)
+        put(tree, name, _beside(Path.cwd(), value) if name in PATHS else value)
     return make(tree)
 
 

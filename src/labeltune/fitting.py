@@ -137,7 +137,7 @@ def train(
 
 def _named_and_given(*sources: object) -> tuple[dict[str, object], tuple[object, ...]]:
     """Sources that settings can name, and those that only memory holds."""
-    named = {
+    named: dict[str, object] = {
         f"data.{name}": str(source) if isinstance(source, Path) else source
         for name, source in zip(("train", "dev", "test"), sources, strict=True)
         if isinstance(source, str | Path | float)
@@ -230,7 +230,7 @@ def label_counts(rows: Store, width: int) -> np.ndarray:
     """How often each class is a training target, int64 (width); zeros where targets are numbers."""
     labels = rows.labels
     if labels.ndim == 2:
-        return np.nan_to_num(labels).sum(0).astype(np.int64)
+        return np.asarray(np.nan_to_num(labels).sum(0), dtype=np.int64)
     if not np.issubdtype(labels.dtype, np.integer):
         return np.zeros(width, dtype=np.int64)
     return np.bincount(labels[labels >= 0], minlength=width)

@@ -38,10 +38,10 @@ def start_from(assembly: Assembly, folder: Path) -> str:
             "a run of full fine-tuning is a backbone", at=str(folder), hint=f"use --model {folder / BACKBONE}"
         )
     _fill_head(assembly, run.labels.names, assembly.task.classes(run.labels), load_file(folder / HEAD))
-    ours, theirs = set(assembly.labels.names), set(run.labels.names)
+    here, there = set(assembly.labels.names), set(run.labels.names)
     return f"from {folder}: " + "; ".join(
         f"{word} {', '.join(sorted(names)) or 'none'}"
-        for word, names in (("labels kept", ours & theirs), ("new", ours - theirs), ("dropped", theirs - ours))
+        for word, names in (("labels kept", here & there), ("new", here - there), ("dropped", there - here))
     )
 
 

@@ -10,12 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import with_settings
 from labeltune.data.datasets import open_dataset
 from labeltune.errors import DataError, SettingsError
 from labeltune.inference import Labeller
-from labeltune.model import backbone as backbones
 from labeltune.model.member import LabelModel
 from labeltune.run import BACKBONE, TOKENIZER, Run, open_run, plain_metrics
 from labeltune.schema import Example, Prediction
@@ -78,8 +79,7 @@ def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Pred
     if (folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
         own = {"name": str(folder / BACKBONE), "revision": None, "weights_sha256": None}
         config = config.model_copy(update={"model": config.model.model_copy(update=own)})
-    place = config.model.model_copy(update={"name": str(folder / TOKENIZER), "revision": None})
-    tokenizer = backbones.load_tokenizer(place)
+    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
     assembly = assemble(config, run.labels, tokenizer)
     assembly.member.load(folder)
     model = LabelModel(assembly.backbone, [assembly.member])
@@ -136,7 +136,7 @@ def _wrong(task: Task, example: Example, prediction: Prediction) -> dict[str, An
 
 
 def answer_fields(prediction: Prediction) -> dict[str, Any]:
-    """The answer as JSON fields: `label`, `score`, `labels`, `scores`, `value`, `spans`; only those that the task gives.
+    """The answer as JSON fields: `label`, `score`, `labels`, `scores`, `value`, `spans`; those that the task gives.
 
     `label` is given as null where the model abstains.
     """
@@ -168,7 +168,7 @@ def predict_files(
     scores: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of all files in order, each with its answer. `-` is standard input: JSON objects or plain text by line."""
+    """The rows of all files in order, each with its answer. `-` is standard input: a JSON object or a text a line."""
     predictor = load(run, settings=settings)
     config = predictor.assembly.config
     sources = [(_standard_input(), "stdin") if str(file) == "-" else (str(file), _name(file)) for file in files]

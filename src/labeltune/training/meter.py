@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]  # the module or nothing
+
 GIB = 2**30
 
 
@@ -44,9 +49,7 @@ def peak_memory() -> float:
     """GiB: the device's peak where there is one, else the process's largest resident size (0 where unknown)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
-    if sys.platform == "win32":
+    if resource is None:
         return 0.0
-    import resource
-
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / GIB if sys.platform == "darwin" else size * 1024 / GIB
