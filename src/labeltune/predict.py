@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import with_settings
@@ -79,7 +79,7 @@ def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Pred
     if (folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
         own = {"name": str(folder / BACKBONE), "revision": None, "weights_sha256": None}
         config = config.model_copy(update={"model": config.model.model_copy(update=own)})
-    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER)
     assembly = assemble(config, run.labels, tokenizer)
     assembly.member.load(folder)
     model = LabelModel(assembly.backbone, [assembly.member])

@@ -34,6 +34,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
@@ -334,15 +335,30 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError(f"{name} holds no tokenizer", at=_at(config), hint="copy the model's tokenizer files there")
     try:
         with _quietly():
-            tokenizer = AutoTokenizer.from_pretrained(
-                name, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
+            tokenizer = _read_tokenizer(name, config)
     except _UNREADABLE as error:
         raise _unreadable("the tokenizer", name, config, error) from error
     if not tokenizer.is_fast:
         hint = "convert it to a tokenizer.json"
         raise ModelError(f"the tokenizer of {name} cannot say which characters a token came from", hint=hint)
     return tokenizer
+
+
+def _read_tokenizer(name: str, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """`tokenizer.json` as it is, where there is one.
+
+    AutoTokenizer rebuilds some families' tokenizers from their vocabulary (transformers 5.23: LlamaTokenizer), and may
+    lose the unknown token on the way: characters vanish, and the offsets behind them are wrong.
+    """
+    words = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if cached_file(name, "tokenizer.json", revision=config.revision, _raise_exceptions_for_missing_entries=False):
+        return PreTrainedTokenizerFast.from_pretrained(name, **words)
+    return AutoTokenizer.from_pretrained(name, **words)
+
+
+def read_context(config: ModelConfig) -> int | None:
+    """The longest document that the checkpoint can read, in tokens, without loading its weights."""
+    return context_of(_read_config(resolve(config), config))
 
 
 def resolve(config: ModelConfig) -> str:
