@@ -50,10 +50,13 @@ class Dataset:
 
     name: `train`, `dev`, `test` or what the caller says. source: the path or name it is read from.
     survey: fingerprints and labels of its rows. bad_rows: how many rows of its source could not be used.
+    said: what was guessed or found in opening it, in sentences.
     """
 
-    def __init__(self, name: str, source: Source, reading: Reading, found: Survey, bad_rows: int) -> None:
-        self.name, self.survey, self.bad_rows = name, found, bad_rows
+    def __init__(
+        self, name: str, source: Source, reading: Reading, found: Survey, bad_rows: int, said: tuple[str, ...]
+    ) -> None:
+        self.name, self.survey, self.bad_rows, self.said = name, found, bad_rows, said
         self.columns, self.files, self.label_names = reading.columns, source.files, source.label_names
         self.source = ", ".join(map(str, source.files)) or source.name
         self._source, self._reading = source, reading
@@ -83,7 +86,7 @@ class Dataset:
 
     def part(self, name: str, chosen: np.ndarray) -> Dataset:
         """The rows of bool (G) as a data set of its own."""
-        return Dataset(name, self._source, self._reading, self.survey.only(chosen), self.bad_rows)
+        return Dataset(name, self._source, self._reading, self.survey.only(chosen), self.bad_rows, self.said)
 
     @cached_property
     def sha256(self) -> str | None:
@@ -210,25 +213,22 @@ class _Loading:
     # Opening
 
     def source(self, data: Any, name: str, split: str | None = None) -> Source:
-        """Open it, and say how it is read."""
-        found = open_source(data, name=name, base=self._base, columns=self.config.columns, split=split)
-        self.said += found.said
-        return found
+        """Where the rows come from."""
+        return open_source(data, name=name, base=self._base, columns=self.config.columns, split=split)
 
     def open(self, source: Source, name: str, *, labelled: bool, strict: bool) -> Dataset:
         """Find the columns, name the ids, and read every row once."""
-        sample = _sample(source)
-        columns = find_columns(
-            [row.fields for row in sample], self.config, self.kind, labelled=labelled, at=source.name, strict=strict
-        )
+        sample = [row.fields for row in _sample(source)]
+        columns = find_columns(sample, self.config, self.kind, labelled=labelled, at=source.name, strict=strict)
         self._check(columns)
-        self.said.append(columns.said(source.name))
-        reading = Reading(columns, self.config, self._ids(source, columns) if labelled else None)
+        ids, said_ids = self._ids(source, columns) if labelled else (None, ())
+        reading = Reading(columns, self.config, ids)
         found = survey(source.rows(), reading, self._quarantine)
         if not found.good.any():
             raise DataError(f"no row can be used ({found.faults[0]})", at=source.name, hint="mend the rows")
-        self._say(found, source.name)
-        return Dataset(name, source, reading, found, found.bad)
+        said = (*source.said, columns.said(source.name), *said_ids, *self._about(found, source.name))
+        self.said += said
+        return Dataset(name, source, reading, found, found.bad, said)
 
     def _open_beside(self, given: Any, train: Any, name: str) -> Dataset:
         """A dev or test split of its own: a file, rows in memory, or a split of the data set that train is one of."""
@@ -245,24 +245,20 @@ class _Loading:
         if columns.kind == TAGS and self.config.label_order:
             raise SettingsError("tags have no order", at="data.label_order", hint="leave it out")
 
-    def _ids(self, source: Source, columns: Columns) -> Mapping[str, str] | None:
-        """Names of the split's label ids: the settings', else the data set's own."""
+    def _ids(self, source: Source, columns: Columns) -> tuple[Mapping[str, str] | None, tuple[str, ...]]:
+        """Names of the split's label ids, the settings' or else the data set's own; and what had to be found out."""
         column = columns.label or columns.tags or columns.spans or ""
         if columns.kind == NUMBER:
-            return None
+            return None, ()
+        names = self.config.label_names
         if own := source.label_names.get(column):  # the data set counts from 0, there is nothing to find out
-            return (
-                self.config.label_names
-                if isinstance(self.config.label_names, dict)
-                else _numbered(self.config.label_names or own)
-            )
-        if self.config.label_names is None:
-            return None
+            return (names if isinstance(names, dict) else _numbered(names or own)), ()
+        if names is None:
+            return None, ()
         plain = Reading(columns, self.config)
         seen = {key for row in source.rows() if row.fault is None for key in plain.keys(row)}
-        table, said = resolve(self.config.label_names, seen, source.name)
-        self.said += [said] if said else []
-        return table
+        table, said = resolve(names, seen, source.name)
+        return table, (said,) if said else ()
 
     # Saying
 
@@ -277,12 +273,12 @@ class _Loading:
         column = train.columns.label or train.columns.tags or ""
         return None if self.config.label_names else train.label_names.get(column)
 
-    def _say(self, found: Survey, at: str) -> None:
+    def _about(self, found: Survey, at: str) -> Iterator[str]:
         if found.bad:
             way = "skipped" if self.config.on_bad_row == "skip" else f"written to {self._quarantine.path}"
-            self.said.append(f"{at}: {found.bad:,} of {len(found.good):,} rows {way} (first: {found.faults[0]})")
+            yield f"{at}: {found.bad:,} of {len(found.good):,} rows {way} (first: {found.faults[0]})"
         if found.scheme:
-            self.said.append(f"{at}: the tags are {found.scheme}")
+            yield f"{at}: the tags are {found.scheme}"
 
     def _note(self, purpose: str, source: str) -> None:
         if self._ledger:

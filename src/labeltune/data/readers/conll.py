@@ -47,7 +47,7 @@ def read_conll(path: Path, name: str, columns: Sequence[str] | None) -> Iterator
         sentence = _Sentence(layout)
         for line in lines:
             blank = not line.strip(_BLANK)
-            if not blank and line.split(None, 1)[0] != _DOCUMENT:
+            if not blank and _SPACES.split(line.strip(_BLANK))[0] != _DOCUMENT:
                 sentence.add(line, lines.at, lines.take_fault())
             elif sentence.at:
                 yield sentence.row()
