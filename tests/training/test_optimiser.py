@@ -3,7 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from labeltune.training.optimiser import SCHEDULES, adamw, lr_factor, scale_and_clip, warmup_steps
 from labeltune.training.settings import SCHEDULE_NAMES, TrainConfig

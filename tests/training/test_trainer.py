@@ -65,8 +65,12 @@ def stock_gradients(trial: Trial, folder: object, pooling: str, pool_on: str) ->
     return loss.item(), gradients
 
 
-@pytest.mark.parametrize(("pooling", "pool_on"), [("last", "hidden"), ("mean", "hidden"), ("max", "hidden"), ("max", "logits")])
-def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_stock_step(make_trial, tiny_folder, pooling, pool_on) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "pool_on"), [("last", "hidden"), ("mean", "hidden"), ("max", "hidden"), ("max", "logits")]
+)
+def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_stock_step(
+    make_trial, tiny_folder, pooling, pool_on
+) -> None:
     trial = make_trial(model=ModelConfig(pooling=pooling, pool_on=pool_on), clip=None)
     with torch.no_grad():  # B leaves zero, so that A has gradients
         for name in trial.member.adapter.names:
@@ -86,8 +90,9 @@ def test_a_packed_step_has_the_loss_and_gradients_of_a_padded_stock_step(make_tr
 
 @pytest.mark.parametrize("change", [{"accumulate": 3}, {"micro_tokens": 40}, {"accumulate": 8}], ids=str)
 def test_accumulation_and_micro_batches_change_nothing_but_rounding(make_trial, change) -> None:
-    plain, divided = make_trial(lora=DROPPED, head=HeadConfig(dropout=0.2)), make_trial(
-        lora=DROPPED, head=HeadConfig(dropout=0.2), **change
+    plain, divided = (
+        make_trial(lora=DROPPED, head=HeadConfig(dropout=0.2)),
+        make_trial(lora=DROPPED, head=HeadConfig(dropout=0.2), **change),
     )
     run(plain), run(divided)
     assert difference(divided.weights(), plain.weights()) <= 1e-4
@@ -158,7 +163,11 @@ def test_a_loss_that_is_no_longer_finite_ends_the_trial_with_its_best_weights(ma
 
 
 def test_trials_side_by_side_end_as_they_do_alone(make_trial) -> None:
-    settings = [dict(lr=1e-3, seed=1), dict(lr=5e-4, lora=DROPPED, batch_rows=5), dict(lr=1e-3, model=ModelConfig(unmask="all"))]
+    settings = [
+        dict(lr=1e-3, seed=1),
+        dict(lr=5e-4, lora=DROPPED, batch_rows=5),
+        dict(lr=1e-3, model=ModelConfig(unmask="all")),
+    ]
     alone = [make_trial(**s) for s in settings]
     for trial in alone:
         run(trial)

@@ -1,0 +1,70 @@
+"""`inspect` counts what is there, reads nothing else, and prints it."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from labeltune.errors import SettingsError
+from labeltune.inspection import inspect, show
+
+TEXTS = [("the cat sat", "animal"), ("a stone fell", "thing"), ("the dog ran off", "animal"), ("the cat sat", "thing")]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    lines = [json.dumps({"text": f"{text} {i}", "label": label}) for i, (text, label) in enumerate(TEXTS * 8)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    path = tmp_path / "tagged.jsonl"
+    text = "Ann met Bob Stone in Rome and went on to see the sights of the old town"
+    spans = [{"start": 0, "end": 3, "label": "person"}, {"start": 8, "end": 17, "label": "person"}]
+    late = [{"start": 21, "end": 25, "label": "place"}, {"start": 68, "end": 70, "label": "place"}]  # 68:70 is "ow"
+    lines = [json.dumps({"text": f"{text} {i}", "spans": spans + late}) for i in range(20)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_labels_and_rows_are_counted_by_split(labelled: Path) -> None:
+    found = inspect(labelled, dev=0.25)
+    assert found.task == "classification" and found.rows["train"] + found.rows["dev"] == 32
+    assert sum(found.labels["train"].values()) == found.rows["train"]
+    assert found.tokens == {} and found.seen == ()
+
+
+def test_tokens_are_those_the_encoder_gives(labelled: Path, tiny_folder: Path, tiny_tokenizer) -> None:
+    tokens = inspect(labelled, dev=0.25, model=str(tiny_folder)).tokens["train"]
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    lengths = [len(tiny_tokenizer(row["text"]).input_ids) for row in rows]
+    assert min(lengths) <= tokens.shortest <= tokens.longest <= max(lengths)
+    assert (tokens.windows, tokens.cut_rows, tokens.cut_units) == (0, 0, 0)
+
+
+def test_what_a_limit_would_lose_is_counted_in_words_and_spans(tagged: Path, tiny_folder: Path) -> None:
+    found = inspect(tagged, dev=0.25, model=str(tiny_folder), settings={"data.max_tokens": 18, "data.overlap": 4})
+    tokens = found.tokens["train"]
+    assert tokens.windows == tokens.rows == tokens.cut_rows
+    assert tokens.cut_units > 0 and tokens.cut_spans > 0
+    assert tokens.torn == tokens.rows  # the span that ends inside a word, once a row
+
+
+def test_the_first_rows_are_shown_with_what_is_read(labelled: Path, tiny_folder: Path) -> None:
+    found = inspect(labelled, dev=0.25, model=str(tiny_folder))
+    roles = [token.role for token in found.seen[0][1]]
+    assert roles[0] == "special" and roles[-1] == "read" and roles.count("read") == 1
+    console = Console(record=True, width=100, file=io.StringIO())
+    show(found, console)
+    assert "animal" in console.export_text()
+    json.dumps(found.as_json())
+
+
+def test_a_limit_beyond_the_context_is_refused(labelled: Path, tiny_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="context"):
+        inspect(labelled, model=str(tiny_folder), settings={"data.max_tokens": 10_000})
