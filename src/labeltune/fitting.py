@@ -54,7 +54,7 @@ from labeltune.training.meter import Meter
 from labeltune.training.trainer import MICRO_TOKENS, Evaluate, Group, Step, Trial, restore
 from labeltune.training.trainer import train as steps
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, QUARANTINE = "checkpoint.safetensors", "quarantine.jsonl"
 Listener = Callable[[object], None]
 
 
@@ -119,7 +119,7 @@ def train(
     Raises LabeltuneError for what a user can fix, and `Interrupted` after Ctrl-C, with a loadable folder left behind.
     """
     folder = Path(out)
-    named, given = _named_and_given(data, dev, test)
+    named, given = named_and_given(data, dev, test)
     asked = gather(config, {**named, "model.name": model, "task": task}, settings or {})
     if resume:
         asked = _asked_before(folder, asked)
@@ -135,7 +135,7 @@ def train(
     return open_run(folder)
 
 
-def _named_and_given(*sources: object) -> tuple[dict[str, object], tuple[object, ...]]:
+def named_and_given(*sources: object) -> tuple[dict[str, object], tuple[object, ...]]:
     """Sources that settings can name, and those that only memory holds."""
     named: dict[str, object] = {
         f"data.{name}": str(source) if isinstance(source, Path) else source
@@ -168,7 +168,17 @@ def _prepare(
         torch.set_num_threads(config.train.threads)
     ledger = Ledger(folder)
     data, dev, test = given
-    loaded = load(config.data, config.task, base=Path.cwd(), data=data, dev=dev, test=test, ledger=ledger)
+    loaded = load(
+        config.data,
+        config.task,
+        base=Path.cwd(),
+        data=data,
+        dev=dev,
+        test=test,
+        ledger=ledger,
+        seed=config.train.seed,
+        quarantine=folder / QUARANTINE,
+    )
     for sentence in loaded.said:
         listen(Said(sentence))
     config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})

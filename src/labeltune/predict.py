@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,21 @@ def answer_fields(prediction: Prediction) -> dict[str, Any]:
     return {"label": prediction.label, **given} if "score" in given else given
 
 
+def _in_column(example: Example, prediction: Prediction) -> Prediction:
+    """Spans found in a templated text, counted from the start of the column that the gold spans sit on.
+
+    What was found in the template's other fields has no place in that column and is left out.
+    """
+    if prediction.spans is None or example.body is None:
+        return prediction
+    start, end = example.body
+    inside = (span for span in prediction.spans if start <= span.start and span.end <= end)
+    return replace(prediction, spans=tuple(replace(s, start=s.start - start, end=s.end - start) for s in inside))
+
+
 def with_input(example: Example, prediction: Prediction) -> dict[str, Any]:
     """The input's fields plus the answer; an input column of the same name is kept as `input_<name>`."""
-    answer = answer_fields(prediction)
+    answer = answer_fields(_in_column(example, prediction))
     fields = {f"input_{name}" if name in answer else name: value for name, value in example.fields.items()}
     if prediction.spans is not None and example.text not in example.fields.values():
         fields.setdefault("text", example.text)  # offsets refer to it
