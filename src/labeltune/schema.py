@@ -64,7 +64,7 @@ class Encoded:
     piece_target: int32 (p), the index of the piece's target, ascending.
     target_span: int32 (t, 2), the character range of each target in the example's text.
     labels: int64 (t), float32 (t) or float32 (t, L); -1 (or NaN) where the row is unlabelled.
-    dropped_units, dropped_characters: what `data.long = "truncate"` cut off (units without a target; characters).
+    dropped_units, dropped_characters: what `data.long = "truncate"` cut off (words that keep no token; characters).
     """
 
     tokens: np.ndarray

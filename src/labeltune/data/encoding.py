@@ -259,10 +259,19 @@ class Encoder:
         keep = np.ones(len(row.ids), bool)
         keep[slice(*cut)] = False
         short = _kept(row, keep)
+        if self.targets == "document":
+            return replace(short, dropped_units=self._words_lost(example, text, keep))
         whole = np.flatnonzero(short.last > short.first)
-        spans = row.spans if self.targets == "document" else [row.spans[unit] for unit in whole.tolist()]
+        spans = [row.spans[unit] for unit in whole.tolist()]
         lost = len(row.spans) - len(spans)
         return replace(short, first=short.first[whole], last=short.last[whole], spans=spans, dropped_units=lost)
+
+    def _words_lost(self, example: Example, text: _Text, keep: np.ndarray) -> int:
+        """The words of a document that keep no token: bool (n) says which tokens stay."""
+        words = units.find(example.text, self.config.unit) if example.units is None else example.units
+        first, last = align(example.text, text.starts, text.ends, self._blank[text.ids], words)
+        kept = np.concatenate(([0], np.cumsum(keep)))
+        return int((kept[last] == kept[first]).sum())
 
     def _too_long(self, example: Example, count: int, *, fixed: bool = False) -> DataError:
         what = f"the text has {count + len(self.specials)} tokens, special tokens included, and {self.max_tokens} fit"

@@ -80,7 +80,7 @@ class Store:
 
     lengths: int64 (rows), the tokens of each row, all windows and special tokens counted.
     targets: int64 (rows), the targets of each row. labels: those of all targets, row after row.
-    ids: the rows' ids.
+    cut: bool (rows), whether something of the row was cut off. ids: the rows' ids.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
@@ -89,6 +89,7 @@ class Store:
         self.lengths: np.ndarray = np.diff(arrays["token_bounds"])
         self.targets: np.ndarray = np.diff(arrays["target_bounds"])
         self.labels: np.ndarray = arrays["labels"]
+        self.cut: np.ndarray = arrays["dropped"].any(axis=1)
 
     @classmethod
     def build(
