@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from labeltune.predict import Predictor as Predictor
     from labeltune.predict import evaluate as evaluate
     from labeltune.predict import load as load
+    from labeltune.recipe import draft_recipe as draft_recipe
     from labeltune.run import Run as Run
     from labeltune.run import open_run as open_run
     from labeltune.schema import Example as Example
@@ -44,6 +45,7 @@ _HOMES = {
     "SettingsError": "errors",
     "Span": "schema",
     "SpanPrediction": "schema",
+    "draft_recipe": "recipe",
     "evaluate": "predict",
     "inspect": "inspection",
     "load": "predict",

@@ -155,6 +155,24 @@ def inspect(
 
 
 @app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="Training rows: a file, a folder, or hf:owner/name[:config].")],
+    model: Model = None,
+    dev: Dev = None,
+    test: Test = None,
+    task: TaskName = None,
+    sets: Sets = None,
+) -> None:
+    """A commented recipe with what was guessed, on standard output."""
+    from labeltune.recipe import draft_recipe
+
+    recipe = draft_recipe(
+        data, model=model, dev=_number_or_name(dev), test=_number_or_name(test), task=task, settings=_settings(sets)
+    )
+    sys.stdout.write(recipe)
+
+
+@app.command()
 def settings(
     section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train or eval.")] = None,
     json_: Json = False,
