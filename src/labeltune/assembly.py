@@ -15,6 +15,7 @@ from labeltune.keys import Key
 from labeltune.labels import LabelSet
 from labeltune.model import backbone as backbones
 from labeltune.model import member as members
+from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.selfcheck import Report, check
 from labeltune.tasks import TASKS, Task
 from labeltune.training.trainer import MICRO_TOKENS
@@ -64,7 +65,7 @@ def assemble(config: Config, labels: LabelSet, tokenizer: PreTrainedTokenizerBas
     """
     task = task_of(config)
     device = pick_device(config.train.device)
-    tokenizer = tokenizer or backbones.load_tokenizer(config.model)
+    tokenizer = tokenizer or load_tokenizer(config.model)
     backbone = backbones.load(
         config.model,
         device=device,

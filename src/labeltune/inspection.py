@@ -22,7 +22,7 @@ from labeltune.data.lint import Finding, lint
 from labeltune.errors import SettingsError
 from labeltune.fitting import named_and_given
 from labeltune.labels import LabelSet, align
-from labeltune.model.backbone import load_tokenizer, read_context
+from labeltune.model.checkpoints import load_tokenizer, read_context
 from labeltune.schema import Encoded
 from labeltune.tasks import Task
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from labeltune.model.backbone import plain_layout
-from labeltune.model.layout import Layout
+from labeltune.model.layout import Layout, plain_layout
 from labeltune.schema import Batch
 
 VOCABULARY = 40

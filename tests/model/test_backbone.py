@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from labeltune.errors import LabeltuneError, ModelError, SettingsError
-from labeltune.model.backbone import load, load_tokenizer, parse_layers, resolve, weights_sha256, wrap
+from labeltune.model.backbone import load, wrap
+from labeltune.model.checkpoints import load_tokenizer, resolve, weights_sha256
+from labeltune.model.ranges import parse_layers
 from labeltune.model.selfcheck import check
 from labeltune.model.settings import ModelConfig
 
@@ -128,7 +130,7 @@ def test_without_a_name_the_way_out_is_said():
 
 
 def test_the_bundled_backbone_is_found_or_missed_by_name(monkeypatch, tiny_folder, tmp_path):
-    monkeypatch.setattr("labeltune.model.backbone.resources.files", lambda _: tmp_path)
+    monkeypatch.setattr("labeltune.model.checkpoints.resources.files", lambda _: tmp_path)
     with pytest.raises(ModelError, match="lacks the bundled backbone 'mini'"):
         resolve(ModelConfig(name="mini"))
     shutil.copytree(tiny_folder, tmp_path / "mini")

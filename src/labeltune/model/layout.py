@@ -7,9 +7,9 @@ forward pass cannot disturb an earlier one's backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -64,3 +64,40 @@ class Slot:
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """The `context_fn` of torch's checkpointing: recomputation sees the layout of its own forward pass."""
         return nullcontext(), self.using(self.current)
+
+
+def plain_layout(lengths: tuple[int, ...], unmasked: Sequence[bool], device: torch.device) -> Layout:
+    """One slice of documents without randomness: what probes and self-checks run."""
+    tokens = sum(lengths)
+    return Layout(
+        lengths=lengths,
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device),
+        slice_tokens=(0, tokens),
+        slice_documents=(0, len(lengths)),
+        unmasked=tuple((both,) for both in unmasked),
+        token_row=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device),
+        token_index=torch.cat([torch.arange(length) for length in lengths]).to(device),
+        keys=(None,),
+    )
+
+
+def equal_lengths(layout: Layout) -> Iterator[tuple[torch.Tensor, Layout]]:
+    """The documents of each length: their tokens' places in the stream (D * T), and the layout of that pass."""
+    starts = torch.tensor([0, *layout.lengths]).cumsum(0)
+    for length in sorted(set(layout.lengths)):
+        chosen = [d for d, n in enumerate(layout.lengths) if n == length]
+        index = (starts[chosen, None] + torch.arange(length)).flatten()
+        documents = tuple(sum(d < bound for d in chosen) for bound in layout.slice_documents)
+        place = index.to(layout.token_row.device)
+        yield (
+            index,
+            replace(
+                layout,
+                lengths=(length,) * len(chosen),
+                cu_seqlens=(torch.arange(len(chosen) + 1) * length).to(layout.cu_seqlens),
+                slice_tokens=tuple(count * length for count in documents),
+                slice_documents=documents,
+                token_row=layout.token_row[place],
+                token_index=layout.token_index[place],
+            ),
+        )

@@ -19,11 +19,12 @@ from torch import nn
 from labeltune.errors import SettingsError
 from labeltune.keys import Key
 from labeltune.model import lora
-from labeltune.model.backbone import Backbone, parse_layers
+from labeltune.model.backbone import Backbone
 from labeltune.model.crf import CRF
 from labeltune.model.heads import HEADS, Head, load_tensors, save_tensors
 from labeltune.model.layout import Layout
 from labeltune.model.pooling import LEARNED, Pooling, combine
+from labeltune.model.ranges import parse_layers
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.schema import Batch
 

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from labeltune.errors import ModelError
-from labeltune.model.backbone import Backbone, first_tensor, plain_layout
+from labeltune.model.anatomy import first_tensor
+from labeltune.model.backbone import Backbone
+from labeltune.model.layout import plain_layout
 
 EXACT = 1e-5
 _TOKENS = 6  # of the probe; windows of fewer tokens shorten it
