@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
 
 from labeltune.data import units
-from labeltune.data.encoding import Encoder, neighbours, special_tokens
+from labeltune.data.encoding import Encoder, neighbours
 from labeltune.data.settings import DataConfig
+from labeltune.data.specials import special_tokens
 from labeltune.errors import DataError, LabeltuneError, ModelError, SettingsError
 from labeltune.labels import align, characters_of
 from labeltune.schema import Encoded, Example, Span

@@ -1,11 +1,6 @@
 """Turn characters into tokens: an example's text into windows of token ids, its targets into token ranges.
 
-Which tokens a unit reads. A token's characters are its offsets without white space at the ends; a token of nothing but
-a space mark (SentencePiece's `▁`) has none, though tokenizers give it the first letter's. A token belongs to the first
-unit that it overlaps, and a unit's piece runs from its first token to its last. A unit without a token of its own reads
-the last token that begins before the unit ends: the one that it shares with its neighbour, or, where the tokenizer
-dropped its characters, the nearest one before it. So every unit has a piece. No text is tokenised twice: windows and
-cuts divide the tokens of the whole text.
+No text is tokenised twice: windows and cuts divide the tokens of the whole text.
 
 Shapes: n tokens of a text (special ones left out), N tokens of its windows, W windows, t targets.
 """
@@ -24,21 +19,20 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from labeltune.data import units, windows
+from labeltune.data.alignment import Spans, align, blank_tokens
 from labeltune.data.settings import DataConfig
+from labeltune.data.specials import capacity, check_fast, check_offsets, special_tokens
 from labeltune.data.windows import Cuts, Windows
-from labeltune.errors import DataError, ModelError, SettingsError
+from labeltune.errors import DataError, SettingsError
 from labeltune.schema import Encoded, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-Spans = Sequence[tuple[int, int]]
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000  # tokenised together, on all cores
 FORMAT = 1  # part of every key; to be raised when the same settings encode differently
-
-_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # the last stands for all above: none is white space
 
 
 class Shown(NamedTuple):
@@ -47,17 +41,6 @@ class Shown(NamedTuple):
     text: str
     id: int
     role: str
-
-
-@dataclass(frozen=True, slots=True)
-class Specials:
-    """The special token ids before and after the tokens of each window."""
-
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prefix) + len(self.suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +113,17 @@ class Encoder:
         whole_special: bool = False,
         edge: Literal["first", "last", "inside"] = "inside",
     ) -> None:
-        _check_fast(tokenizer)
+        check_fast(tokenizer)
         if config.context and targets == "document":
             raise SettingsError("neighbouring rows are context for tagging only", at="data.context", hint="set it to 0")
         self.tokenizer, self.config, self.max_tokens = tokenizer, config, max_tokens
         self.targets, self.label_of, self.whole_special, self.edge = targets, label_of, whole_special, edge
         self.specials = special_tokens(tokenizer, config.bos, config.eos)
         self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (self.specials.prefix, self.specials.suffix))
-        self.capacity = _capacity(max_tokens, self.specials)
+        self.capacity = capacity(max_tokens, self.specials)
         self._offsets = targets == "units" or config.long == "truncate"
         if self._offsets:
-            _check_offsets(tokenizer)
+            check_offsets(tokenizer)
 
     def encode(self, example: Example) -> Encoded:
         """The example alone, without neighbours."""
@@ -351,52 +334,6 @@ class Encoder:
         return name is None or one.fields.get(name) == other.fields.get(name)
 
 
-# Alignment
-
-
-def align(
-    text: str, starts: np.ndarray, ends: np.ndarray, blank: np.ndarray, spans: Spans
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens first:last that each unit reads, int64 (t) each; the rule stands at the top of this file.
-
-    starts, ends: the tokens' characters, ascending; blank: bool (n), tokens without characters whatever their offsets.
-    spans: the units' characters, sorted, not overlapping.
-    """
-    unit_starts, unit_ends = np.array(spans, np.int64).reshape(-1, 2).T
-    solid_starts, solid_ends = _trimmed(text, starts, ends)
-    owner = unit_ends.searchsorted(solid_starts, side="right")  # the first unit that ends behind the token's start
-    begin = np.concatenate((unit_starts, [len(text) + 1]))[owner]
-    tokens = np.flatnonzero((begin < solid_ends) & (solid_starts < solid_ends) & ~blank)
-    owned = owner[tokens]
-    nearest = np.maximum(starts.searchsorted(unit_ends) - 1, 0)
-    if len(tokens) == 0:
-        return nearest, nearest + 1
-    numbers = np.arange(len(unit_starts))
-    low, high = owned.searchsorted(numbers), owned.searchsorted(numbers, side="right")
-    first = np.where(low < high, tokens[np.minimum(low, len(tokens) - 1)], nearest)
-    return first, np.where(low < high, tokens[high - 1], nearest) + 1
-
-
-def _trimmed(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens' characters without white space at the ends; tokens of nothing else end where they start."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    solid = ~_SPACE[np.minimum(codes, len(_SPACE) - 1)]
-    places = np.concatenate((solid.nonzero()[0], [len(text)]))
-    before = np.concatenate(([0], solid.cumsum()))  # solid characters before each character
-    low, high = before[starts], before[ends]
-    trimmed = places[low]
-    return trimmed, np.where(low < high, places[high - 1] + 1, trimmed)
-
-
-def blank_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Bool, by token id: tokens that are nothing but space marks."""
-    vocabulary = tokenizer.get_vocab()
-    table = np.zeros(max(vocabulary.values()) + 1, bool)
-    for token, number in vocabulary.items():
-        table[number] = not token.strip("▁Ġ") and not str(tokenizer.decode([number])).strip()
-    return table
-
-
 def _kept(row: _Row, keep: np.ndarray) -> _Row:
     """The row without some tokens; units that lose all of theirs are left with an empty range."""
     place = np.concatenate(([0], np.cumsum(keep)))
@@ -413,78 +350,6 @@ def _characters_lost(text: _Text, source: np.ndarray) -> int:
     np.add.at(covered, text.starts[cut], 1)
     np.add.at(covered, text.ends[cut], -1)
     return int((covered.cumsum() > 0).sum())
-
-
-# The tokenizer
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool | str, eos: bool | str) -> Specials:
-    """What stands around each window: with `auto` what the tokenizer adds by itself, with `true` at least bos or eos.
-
-    Raises:
-        ModelError: `true` asks for a token that the tokenizer lacks.
-    """
-    prefix, suffix = _added(tokenizer)
-    return Specials(
-        _chosen(bos, prefix, tokenizer.bos_token_id, "bos"),
-        _chosen(eos, suffix, tokenizer.eos_token_id, "eos"),
-    )
-
-
-def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    for probe in ("a", "1", ".", "あ", "я"):
-        plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
-        whole = tokenizer(probe)["input_ids"]
-        for start in range(len(whole) - len(plain) + 1):
-            if plain and whole[start : start + len(plain)] == plain:
-                return tuple(whole[:start]), tuple(whole[start + len(plain) :])
-    raise ModelError("cannot find the special tokens that this tokenizer adds", at=type(tokenizer).__name__)
-
-
-def _chosen(wanted: bool | str, added: tuple[int, ...], token: int | None, name: str) -> tuple[int, ...]:
-    if wanted == "auto" or (wanted and added):
-        return added
-    if not wanted:
-        return ()
-    if token is None:
-        raise ModelError(
-            f"the tokenizer has no {name} token",
-            at=f"data.{name}",
-            hint=f'set data.{name} to "auto" or false; a padding token is not needed',
-        )
-    return (token,)
-
-
-def _capacity(max_tokens: int, specials: Specials) -> int:
-    capacity = max_tokens - len(specials)
-    if capacity < 1:
-        message = f"{max_tokens} tokens leave no room between {len(specials)} special tokens"
-        raise SettingsError(message, at="data.max_tokens", hint="raise it")
-    return capacity
-
-
-def _check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "this tokenizer cannot say which characters a token covers",
-            at=type(tokenizer).__name__,
-            hint="put a fast one beside the model (tokenizer.json)",
-        )
-
-
-def _check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A BPE without unknown token and byte fallback drops what it does not know and moves all later offsets."""
-    for rare in ("\ue000", "\U0001fae9", "\u0e5b"):
-        ranges = tokenizer(f"a{rare}a", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        if ranges and ranges[-1][1] < 3:
-            raise ModelError(
-                "this tokenizer drops characters that it does not know, and its offsets are wrong behind them",
-                at=type(tokenizer).__name__,
-                hint="load it from its tokenizer.json as it is, or give it an unknown token or byte fallback",
-            )
-
-
-# Examples
 
 
 def neighbours(rows: Iterable[T], count: int) -> Iterator[tuple[list[T], T, list[T]]]:
