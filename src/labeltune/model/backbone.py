@@ -296,12 +296,17 @@ def load(
 
 
 def wrap(
-    model: PreTrainedModel, *, depth: int | None = None, checkpointing: bool = False, trainable: bool = False
+    model: PreTrainedModel,
+    *,
+    depth: int | None = None,
+    checkpointing: bool = False,
+    trainable: bool = False,
+    source: str = "the model",
 ) -> Backbone:
     """The body of a model already in memory; it is changed in place (attention, dropout, depth)."""
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
-    return _prepare(Backbone(body, depth=depth), checkpointing, trainable)
+    return _prepare(Backbone(body, depth=depth, source=source), checkpointing, trainable)
 
 
 def _prepare(backbone: Backbone, checkpointing: bool, trainable: bool) -> Backbone:

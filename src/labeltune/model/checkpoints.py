@@ -43,9 +43,9 @@ _LEFT_OVER = ("rotary_emb.inv_freq", "masked_bias", "attn.bias", "attention.bias
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The checkpoint's own fast tokenizer: one that knows the characters each token came from."""
-    name = resolve(config)
+def load_tokenizer(config: ModelConfig, folder: Path | None = None) -> PreTrainedTokenizerBase:
+    """The checkpoint's own fast tokenizer, or that of `folder`: one that knows the characters each token came from."""
+    name = resolve(config) if folder is None else str(folder)
     folder = Path(name)
     if folder.is_dir() and not any(match for pattern in _VOCABULARIES for match in folder.glob(pattern)):
         raise ModelError(f"{name} holds no tokenizer", at=named(config), hint="copy the model's tokenizer files there")
@@ -150,12 +150,30 @@ def read_body(name: str, config: ModelConfig, stock: PretrainedConfig, device: t
     if faults and stock.get_text_config().tie_word_embeddings:
         causal, causal_faults = _read_as(AutoModelForCausalLM.from_pretrained, name, config, stock, device)
         if not causal_faults:
-            return causal
+            return _body(causal)
+    _refuse(faults, config)
+    return _body(model)
+
+
+def read_causal(name: str, config: ModelConfig, stock: PretrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The causal language model, its head included."""
+    with quietly():
+        model, faults = _read_as(AutoModelForCausalLM.from_pretrained, name, config, stock, device)
+    _refuse(faults, config)
+    return model
+
+
+def _body(model: PreTrainedModel) -> PreTrainedModel:
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
+    return body
+
+
+def _refuse(faults: Sequence[str], config: ModelConfig) -> None:
     if faults:
         listed = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
         hint = "download it again, or name a checkpoint that fits its config.json"
         raise ModelError(f"the checkpoint does not fit its configuration: {listed}", at=named(config), hint=hint)
-    return model
 
 
 def _read_as(
@@ -165,7 +183,7 @@ def _read_as(
     stock: PretrainedConfig,
     device: torch.device,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The body and its faults: weights that are missing, left over in a block, or of another shape."""
+    """The model and its faults: weights that are missing, left over in a block, or of another shape."""
     attention.register()
     words: dict[str, Any] = {}
     if family_of(stock.get_text_config()).packed:
@@ -186,11 +204,9 @@ def _read_as(
         )
     except _UNREADABLE as error:
         raise _unreadable("the model", name, config, error) from error
-    body = model.base_model
-    assert isinstance(body, PreTrainedModel)
     if config.quantization == "none":
-        body.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
-    return body, _faults(info, find_blocks(body, stock.get_text_config(), name))
+        model.to(device)
+    return model, _faults(info, find_blocks(_body(model), stock.get_text_config(), name))
 
 
 def _faults(info: dict[str, Iterable[object]], blocks: str) -> list[str]:
