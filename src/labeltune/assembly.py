@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from labeltune.training.trainer import MICRO_TOKENS
 
 GPU_MICRO_TOKENS = 16384
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TESTED_DEVICES, TESTED_SYSTEMS = ("cpu", "cuda"), ("Linux",)
 EDGES: dict[str, Literal["first", "last"]] = {"first": "first", "last": "last"}
 """Poolings that read one end of a text, its special token included; the others read inside."""
 
@@ -49,6 +51,14 @@ def pick_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise SettingsError("this machine has no MPS device", at="train.device", hint="use auto or cpu")
     return torch.device(name)
+
+
+def untested(device: torch.device, system: str = platform.system()) -> str | None:
+    """A warning where labeltune's tests have not run on this kind of device or system."""
+    if device.type in TESTED_DEVICES and system in TESTED_SYSTEMS:
+        return None
+    told = f"{device.type} on {system or 'an unknown system'}"
+    return f"labeltune has not been tested with {told}: compare a short training with one on train.device = 'cpu'"
 
 
 def task_of(config: Config) -> Task:
