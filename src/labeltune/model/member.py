@@ -214,7 +214,7 @@ def build(
         raise SettingsError("thresholds differ by their biases alone", at="head.bias", hint="leave it out")
     depth = _depth(backbone, model)
     member = Member(
-        adapter=_adapter(backbone, lora_config, depth, key),
+        adapter=build_adapter(backbone, lora_config, depth, key),
         directions=_directions(backbone, model.unmask or task_unmask, depth),
         depth=depth,
         pooling=Pooling(pooling, backbone.hidden_size),
@@ -247,7 +247,8 @@ def _directions(backbone: Backbone, unmask: str, depth: int) -> tuple[bool, ...]
     return directions
 
 
-def _adapter(backbone: Backbone, config: LoraConfig, depth: int, key: Key) -> lora.Adapter | None:
+def build_adapter(backbone: Backbone, config: LoraConfig, depth: int, key: Key) -> lora.Adapter | None:
+    """A fresh adapter on the modules and blocks that the settings name; None for `none` and `full`."""
     if config.kind in ("none", "full"):
         return None
     adapted = parse_layers(config.layers or "all", depth, at="lora.layers")
