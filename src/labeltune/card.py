@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from labeltune.inference import caveats
 from labeltune.ledger import Ledger
-from labeltune.run import CARD, SPLITS, Run
+from labeltune.run import CARD, SPLITS, Run, is_number
 from labeltune.storage import read_json, write_atomic
 
 PACKAGES = ("labeltune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
@@ -26,7 +27,7 @@ tags: [labeltune, {{ task }}]
 
 # {{ name }}
 
-A {{ task }} model: `{{ backbone }}`, label-tuned ({{ adapter }}), mask removed in layers `{{ model.unmask }}`, \
+A model for {{ task }}: `{{ backbone }}`, label-tuned ({{ adapter }}), mask removed in layers `{{ model.unmask }}`, \
 `{{ model.pooling }}` pooling on {{ model.pool_on }}.
 {% if state != "finished" %}
 **This training was interrupted; it can go on with `--resume`.**
@@ -50,13 +51,18 @@ print(predictor.predict(["a text"]))
 
 ## Figures
 
+{% if splits -%}
 | metric | {{ splits | join(" | ") }} |
 |---|{{ "---:|" * splits | length }}
 {% for row in rows -%}
 | {{ row | join(" | ") }} |
 {% endfor %}
+{% for sentence in caveats -%}
+- {{ sentence }}
+{% endfor %}
+{% endif -%}
 The weights were chosen by dev `{{ select }}`{% if train.best_epoch %} (epoch {{ train.best_epoch }}){% endif %}. \
-{% if "test" in splits -%}
+{% if "test" in data -%}
 The test split was opened {{ openings | length }} time(s): {{ openings | join("; ") }}.
 {%- else -%}
 No test split was given: dev figures chose the weights, so expect less on new data.
@@ -64,7 +70,7 @@ No test split was given: dev figures chose the weights, so expect less on new da
 
 Training: {{ train.steps }} steps, {{ train.seconds | number }} s, {{ train.rows_per_second | number }} rows/s, \
 {{ train.tokens_per_second | number }} tokens/s, peak memory {{ train.peak_memory_gib | number }} GiB, \
-{{ "{:,}".format(train.trained_parameters or 0) }} trained parameters.
+{{ train.trained_parameters | number }} trained parameters.
 
 ## Data
 
@@ -74,6 +80,8 @@ Training: {{ train.steps }} steps, {{ train.seconds | number }} s, {{ train.rows
 | {{ split }} | {{ facts.rows }} | `{{ facts.source }}`{{ " (a part: `splits.json`)" if facts.ids }} | \
 `{{ facts.sha256 or "in memory" }}` |
 {% endfor %}
+The backbone's weights have the SHA-256 `{{ model.weights_sha256 or "unknown" }}`.
+
 ## Settings
 
 `config.toml` holds every setting; `labeltune train {{ folder }}/config.toml --out NEW` repeats the training. \
@@ -98,7 +106,7 @@ def render(run: Run) -> str:
     figures = run.metrics
     splits = [name for name in ("dev", "test") if name in figures]
     config = run.config
-    numbers = [name for name, value in figures.get("dev", {}).items() if isinstance(value, int | float)]
+    numbers = [name for name, value in figures.get("dev", {}).items() if is_number(value)]
     return environment.from_string(TEMPLATE).render(
         name=run.folder.name,
         folder=run.folder.name,
@@ -111,13 +119,14 @@ def render(run: Run) -> str:
         settings=config,
         labels=[f"`{name}`" for name in run.labels.names],
         splits=splits,
+        caveats=[f"{name}: {sentence}" for name in ("train", *splits) for sentence in caveats(figures[name])],
         figures=figures,
         rows=[[name, *(_number(figures[split].get(name)) for split in splits)] for name in numbers],
         batch=f"{config.train.batch_tokens} tokens" if config.train.batch_tokens else f"{config.train.batch_rows} rows",
         train=figures.get("train", {}),
         select=config.train.select,
         openings=[f"{line['purpose']}, {line['time']}" for line in Ledger(run.folder).lines()],
-        data=read_json(run.folder / SPLITS),
+        data=_in_order(read_json(run.folder / SPLITS)),
         python=platform.python_version(),
         versions=_versions(),
     )
@@ -129,12 +138,16 @@ def _adapter(lora: dict[str, Any]) -> str:
     return f"{lora['kind']} rank {lora['rank']}, alpha {lora['alpha']:g}"
 
 
+def _in_order(splits: Any) -> dict[str, Any]:
+    return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
+
+
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not Path(name).exists()
 
 
-def _number(value: object) -> str:
-    if not isinstance(value, int | float):
+def _number(value: Any) -> str:
+    if not is_number(value):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) >= 10 else f"{value:.4f}"
 

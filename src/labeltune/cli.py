@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,30 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
-from labeltune.errors import LabeltuneError, RunError
+from labeltune.errors import LabeltuneError
+
+
+class Commands(TyperGroup):
+    """Where errors end: what a user can fix is one sentence on standard error, and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command: exit code 0 done, 1 the user can fix it, 2 usage, 130 interrupted."""
+        try:
+            return super().invoke(ctx)
+        except LabeltuneError as error:
+            word = "interrupted" if error.exit_code == 130 else "error"
+            err.print(f"[bold red]{word}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            err.print("interrupted")
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="labeltune",
+    cls=Commands,
     help="Turn any open decoder LLM into a classifier or a tagger.",
     no_args_is_help=True,
     add_completion=False,
@@ -100,12 +120,15 @@ def evaluate(
     if json_:
         _print_json(report.metrics)
         return
+    from labeltune.inference import caveats
     from labeltune.screen import metrics_table
 
-    out.print(f"{data}: {report.rows:,} rows", highlight=False)
+    out.print(escape(f"{data}: {report.rows:,} rows"), highlight=False, soft_wrap=True)
     out.print(metrics_table("", {"": report.metrics}))
+    for sentence in caveats(report.metrics):
+        out.print(escape(sentence), highlight=False, soft_wrap=True)
     if errors:
-        out.print(f"{report.wrong:,} rows with errors are in {errors}")
+        out.print(escape(f"{report.wrong:,} rows with errors are in {errors}"), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -213,28 +236,22 @@ def _print_json(value: object) -> None:
 
 
 def _write_rows(rows: Iterator[dict[str, Any]], to: Path | None) -> None:
-    from labeltune.storage import atomic_file, to_json
+    from labeltune.storage import atomic_file, refuse_file, to_json
 
     if to is None:
         for row in rows:
             sys.stdout.write(to_json(row, sort=False) + "\n")
         return
-    if to.is_file() or to.is_dir():
-        raise RunError("is there already", at=str(to), hint="choose another --out")
+    refuse_file(to)
     with atomic_file(to) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(to_json(row, sort=False) + "\n" for row in rows)
 
 
 def main() -> None:
-    """Run a command; what a user can fix is one sentence on standard error and exit code 1."""
-    try:
-        app()
-    except LabeltuneError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        raise SystemExit(130) from None
+    """The command `labeltune`. JSON is UTF-8 whatever the locale says."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    app()
 
 
 if __name__ == "__main__":

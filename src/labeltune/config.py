@@ -20,7 +20,7 @@ from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.settings import Settings, build
 from labeltune.training.settings import EvalConfig, TrainConfig
 
-PATHS = ("data.train", "data.dev", "data.test", "model.name")
+PATHS = ("data.train", "data.dev", "data.test", "model.name", "train.init")
 """Settings that may name a file or folder."""
 
 

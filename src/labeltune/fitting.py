@@ -8,6 +8,8 @@ Interrupted anywhere, the same call with `resume=True` goes on and ends with the
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +23,11 @@ import torch
 from labeltune.assembly import Assembly, assemble, task_of
 from labeltune.card import write_card
 from labeltune.config import Config, gather, make, read_toml, to_toml, with_settings
-from labeltune.data.datasets import Dataset, Loaded, load
+from labeltune.data.datasets import QUARANTINE, Dataset, Loaded, load
+from labeltune.data.lint import lint
 from labeltune.data.store import Store
 from labeltune.errors import RunError
-from labeltune.inference import Labeller
+from labeltune.inference import Labeller, NotFinite, caveats, lost
 from labeltune.initial import start_from
 from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.keys import Key
@@ -41,20 +44,35 @@ from labeltune.run import (
     WORK,
     Run,
     finite,
+    is_claimed,
     open_run,
     plain_metrics,
     refuse_existing,
+    state_of,
+    unseal,
     write_run,
 )
 from labeltune.schema import Example
-from labeltune.storage import append_jsonl, lock, read_json, read_jsonl, write_atomic, write_json
+from labeltune.storage import (
+    HOLDER_NAME,
+    LOCK_NAME,
+    append_jsonl,
+    atomic_folder,
+    lock,
+    read_json,
+    read_jsonl,
+    to_json,
+    told,
+    write_atomic,
+    write_json,
+)
 from labeltune.tasks import Calibration
 from labeltune.training.checkpoint import State, load_state, save_state
 from labeltune.training.meter import Meter
 from labeltune.training.trainer import MICRO_TOKENS, Evaluate, Group, Step, Trial, restore
 from labeltune.training.trainer import train as steps
 
-CHECKPOINT, QUARANTINE = "checkpoint.safetensors", "quarantine.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
 Listener = Callable[[object], None]
 
 
@@ -120,7 +138,8 @@ def train(
     """
     folder = Path(out)
     named, given = named_and_given(data, dev, test)
-    asked = gather(config, {**named, "model.name": model, "task": task}, settings or {})
+    start = None if init is None else str(init)
+    asked = gather(config, {**named, "model.name": model, "task": task, "train.init": start}, settings or {})
     if resume:
         asked = _asked_before(folder, asked)
         if _is_finished(folder):
@@ -128,10 +147,20 @@ def train(
             return open_run(folder)
     else:
         refuse_existing(folder)
-    with _claimed(folder), graceful() as stop:
-        job = _prepare(asked, folder, given, init, listen)
-        _loop(job, stop, listen)
-        _finish(job, listen)
+    with _claimed(folder), _threads(asked.train.threads):
+        if not resume:
+            refuse_existing(folder)  # again, for another training may just have ended here
+        job = _prepare(asked, folder, given, listen)
+        with graceful() as stop:
+            _begin(job, listen)
+            _loop(job, stop, listen)
+        try:
+            figures = _score(job, listen)
+        except KeyboardInterrupt:
+            raise _leave(job) from None
+        with graceful():
+            _write(job, *figures, "finished")
+            shutil.rmtree(folder / WORK, ignore_errors=True)
     return open_run(folder)
 
 
@@ -147,7 +176,7 @@ def named_and_given(*sources: object) -> tuple[dict[str, object], tuple[object, 
 
 @dataclass(frozen=True)
 class _Job:
-    """What one training works on."""
+    """What one training works on. lost: what was cut off the training rows."""
 
     folder: Path
     loaded: Loaded
@@ -158,17 +187,38 @@ class _Job:
     dev: tuple[list[Example], Store]
     meter: Meter
     ledger: Ledger
+    lost: Mapping[str, int]
 
 
-def _prepare(
-    config: Config, folder: Path, given: tuple[object, ...], init: str | Path | None, listen: Listener
-) -> _Job:
+def _prepare(config: Config, folder: Path, given: tuple[object, ...], listen: Listener) -> _Job:
     """Load, check and encode everything; nothing is trained yet, and bad input stops here."""
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     ledger = Ledger(folder)
+    loaded = _load(config, folder, given, ledger)
+    for sentence in (*loaded.said, *_linted(loaded, ledger)):
+        listen(Said(sentence))
+    config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
+    task = task_of(config)
+    labels = task.label_set(loaded.train, config.data)
+    assembly = assemble(config, labels)
+    listen(Checked(assembly.selfcheck))
+    rows = _encode(loaded.train, assembly, folder / WORK)
+    dev_rows = list(loaded.dev)
+    dev_store = Store.build(dev_rows, assembly.encoder.encode_many)
+    cut = {"train": lost(task, loaded.train, rows), "dev": lost(task, dev_rows, dev_store)}
+    for name, counts in cut.items():
+        for sentence in caveats({"lost": counts}):
+            listen(Said(f"{name}: {sentence}"))
+    labeller = _labeller(assembly)
+    trial = _trial(assembly, rows, lambda: _dev_figures(labeller, dev_rows, dev_store))
+    if config.train.init is not None and not (folder / WORK / CHECKPOINT).exists():
+        listen(Said(start_from(assembly, Path(config.train.init))))
+    group = Group(assembly.backbone)
+    return _Job(folder, loaded, assembly, trial, group, labeller, (dev_rows, dev_store), Meter(), ledger, cut["train"])
+
+
+def _load(config: Config, folder: Path, given: tuple[object, ...], ledger: Ledger) -> Loaded:
     data, dev, test = given
-    loaded = load(
+    return load(
         config.data,
         config.task,
         base=Path.cwd(),
@@ -179,40 +229,51 @@ def _prepare(
         seed=config.train.seed,
         quarantine=folder / QUARANTINE,
     )
-    for sentence in loaded.said:
-        listen(Said(sentence))
-    config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
-    labels = task_of(config).label_set(loaded.train, config.data)
-    assembly = assemble(config, labels)
-    listen(Checked(assembly.selfcheck))
-    rows = _encode(loaded.train, assembly, folder / WORK)
-    dev_rows = list(loaded.dev)
-    dev_store = Store.build(dev_rows, assembly.encoder.encode_many)
-    labeller = _labeller(assembly)
-    trial = _trial(assembly, rows, lambda: labeller.score(dev_rows, dev_store))
-    job = _Job(
-        folder, loaded, assembly, trial, Group(assembly.backbone), labeller, (dev_rows, dev_store), Meter(), ledger
-    )
+
+
+def _begin(job: _Job, listen: Listener) -> None:
+    """Write down what is trained on what, and take up the checkpoint, if there is one."""
     _settle_folder(job)
-    if init is not None:
-        listen(Said(start_from(assembly, Path(init))))
     _go_on(job)
-    counts = {"train": len(rows), "dev": len(dev_rows)} | ({"test": len(loaded.test)} if loaded.test else {})
-    trained = sum(p.numel() for p in trial.parameters.values())
-    listen(Ready(assembly.config, counts, len(labels), trained, trial.step, trial.plan.total))
-    return job
+    counts = {name: len(split) for name, split in _parts(job.loaded).items()}
+    trained = sum(p.numel() for p in job.trial.parameters.values())
+    trial, assembly = job.trial, job.assembly
+    listen(Ready(assembly.config, counts, len(assembly.labels), trained, trial.step, trial.plan.total))
+
+
+def _linted(loaded: Loaded, ledger: Ledger) -> Iterator[str]:
+    """The linter in short: its warnings, and how much else `inspect` would list."""
+    findings = lint(loaded, ledger=ledger)
+    warnings = [finding for finding in findings if finding.level == "warning"]
+    yield from (f"warning: {finding}" for finding in warnings)
+    if rest := len(findings) - len(warnings):
+        yield f"{rest} more {'notes' if rest > 1 else 'note'} on the data: `labeltune inspect` lists them"
 
 
 def _encode(dataset: Dataset, assembly: Assembly, folder: Path) -> Store:
     """The training rows in the run's work folder, where a resumed training finds them again."""
-    key = assembly.encoder.key(str(dataset.sha256), dataset.name, *assembly.labels.names)
+    key = _encoding_key(dataset, assembly)
     return Store.build(dataset, assembly.encoder.encode_many, folder, key=key)
 
 
-def _labeller(assembly: Assembly, calibration: Calibration | None = None) -> Labeller:
+def _encoding_key(dataset: Dataset, assembly: Assembly) -> str:
+    """Stands for the rows, the labels, the tokenizer and all settings of the encoding."""
+    return assembly.encoder.key(_content(dataset), dataset.name, *assembly.labels.names)
+
+
+def _labeller(assembly: Assembly) -> Labeller:
     model = LabelModel(assembly.backbone, [assembly.member])
-    budget = assembly.config.eval.batch_tokens or MICRO_TOKENS
-    return Labeller(model, assembly.task, assembly.labels, calibration or Calibration(), budget)
+    settings = assembly.config.eval
+    budget = settings.batch_tokens or MICRO_TOKENS
+    return Labeller(model, assembly.task, assembly.labels, Calibration(), budget, settings.truncate_gold)
+
+
+def _dev_figures(labeller: Labeller, examples: list[Example], rows: Store) -> Mapping[str, float]:
+    """The dev metrics; no numbers where the weights have run away, so that they are never the best."""
+    try:
+        return labeller.score(examples, rows)
+    except NotFinite:
+        return dict.fromkeys(labeller.task.metrics, math.nan)
 
 
 def _trial(assembly: Assembly, rows: Store, evaluate: Evaluate) -> Trial:
@@ -248,43 +309,62 @@ def label_counts(rows: Store, width: int) -> np.ndarray:
 
 def _settle_folder(job: _Job) -> None:
     """Write the settled settings and the splits, or compare them with those of the training that goes on."""
-    splits = _splits(job.loaded)
+    splits = {name: _facts(split, job.loaded.split_ids.get(name)) for name, split in _parts(job.loaded).items()}
+    splits["train"]["encoded"] = _encoding_key(job.loaded.train, job.assembly)
     path = job.folder / SPLITS
     if path.exists():
-        before = read_json(path)
-        for name, facts in splits.items():
-            if not isinstance(before, dict) or before.get(name) != facts:
-                raise RunError(
-                    f"the {name} rows are not those that this training began with",
-                    at=str(job.folder),
-                    hint="restore the data, or train into a new folder",
-                )
+        before: Any = read_json(path)
+        for name in splits.keys() | before.keys():
+            _refuse_other(name, before.get(name), splits.get(name), job.folder)
     write_json(path, splits)
     write_atomic(job.folder / CONFIG, to_toml(job.assembly.config))
 
 
-def _splits(loaded: Loaded) -> dict[str, Any]:
-    """Where each split's rows came from, and their ids where a split was taken from another."""
-    datasets = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
-    return {
-        name: {"source": d.source, "sha256": d.sha256, "rows": len(d), "ids": loaded.split_ids.get(name)}
-        for name, d in datasets.items()
-        if d is not None
-    }
+def _parts(loaded: Loaded) -> dict[str, Dataset]:
+    parts = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
+    return {name: split for name, split in parts.items() if split is not None}
+
+
+def _facts(split: Dataset, ids: list[str] | None) -> dict[str, Any]:
+    """Where a split's rows come from, what they are, and their ids where they were taken from another split."""
+    return {"source": split.source, "sha256": split.sha256, "rows": len(split), "content": _content(split), "ids": ids}
+
+
+def _content(split: Dataset) -> str:
+    """A hash that other rows would not have: the file's, or of the rows that only memory holds."""
+    if split.sha256 is not None:
+        return split.sha256
+    digest = hashlib.sha256()
+    for row in split:
+        digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _refuse_other(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, folder: Path) -> None:
+    """Refuse to go on with other rows, or with rows that are read in another way."""
+    hint = "restore it, or train into a new folder"
+    if before is None or now is None:
+        raise RunError(
+            f"this training began {'without' if before is None else 'with'} a {name} split", at=str(folder), hint=hint
+        )
+    if any(before.get(fact) != now[fact] for fact in ("rows", "content", "ids")):
+        raise RunError(
+            f"the {name} rows ({now['source']}) are not those that this training began with", at=str(folder), hint=hint
+        )
+    if before.get("encoded") != now.get("encoded"):
+        raise RunError("the tokenizer is not the one that this training began with", at=str(folder), hint=hint)
 
 
 def _go_on(job: _Job) -> None:
     """Take up the checkpoint, if there is one, and cut the log back to it."""
-    path = job.folder / WORK / CHECKPOINT
+    path, log = job.folder / WORK / CHECKPOINT, job.folder / LOG
     kept: list[Mapping[str, Any]] = []
     if path.exists():
         state = load_state(path)
         restore(job.trial, state)
         job.meter.rows, job.meter.tokens, job.meter.seconds = state.facts["meter"]
-        kept = [line for line in read_jsonl(job.folder / LOG) if int(str(line["step"])) <= job.trial.step]
-    write_atomic(job.folder / LOG, "")
-    for line in kept:
-        append_jsonl(job.folder / LOG, line)
+        kept = [line for line in read_jsonl(log) if int(str(line["step"])) <= job.trial.step] if log.exists() else []
+    write_atomic(log, "".join(to_json(line) + "\n" for line in kept))
     if job.trial.status == "running":
         job.group.admit(job.trial)
 
@@ -297,21 +377,29 @@ def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
         job.meter.start()
         step = next(facts, None)
         if step is None:
-            return
+            break
         job.meter.stop(step.rows, step.tokens, step.evaluation_seconds)
         _log(job, step)
         due = step.evaluation is not None if every is None else step.step % every == 0
         if due or step.last:
             _checkpoint(job)
         listen(step)
-    if job.trial.status != "running":
-        return
-    _checkpoint(job)
-    job.trial.finish()
-    _write_weights(job)
-    write_run(job.folder, job.assembly.config, job.assembly.labels, {}, "interrupted")
-    raise Interrupted(
-        f"stopped at step {job.trial.step:,} of {job.trial.plan.total:,}; {job.folder} can be used as it is",
+    if stop.asked:
+        raise _leave(job)
+    if job.trial.status == "diverged" and not job.trial.best:
+        hint = f"train into a new folder with a lower train.lr than {job.trial.config.lr:g}"
+        raise RunError(f"the loss is no longer finite after step {job.trial.step:,}", at=str(job.folder), hint=hint)
+
+
+def _leave(job: _Job) -> Interrupted:
+    """Leave a folder that can be used as it is, and gone on with; what to tell the user."""
+    trial = job.trial
+    if trial.status == "running":
+        _checkpoint(job)
+    trial.finish()
+    _write(job, {"train": _train_figures(job)}, Calibration(), "interrupted")
+    return Interrupted(
+        f"stopped at step {trial.step:,} of {trial.plan.total:,}; {job.folder} can be used as it is",
         hint="the same command with --resume goes on",
     )
 
@@ -339,40 +427,45 @@ def _checkpoint(job: _Job) -> None:
     save_state(job.folder / WORK / CHECKPOINT, State(state.now, state.best, state.moments, facts))
 
 
-def _write_weights(job: _Job) -> None:
-    """The member, its backbone where that was trained, and the tokenizer into the folder."""
-    assembly, model = job.assembly, job.assembly.config.model
-    assembly.member.save(job.folder, model.name, model.revision)
-    if assembly.config.lora.kind == "full":
-        assembly.backbone.model.save_pretrained(job.folder / BACKBONE)
-    assembly.tokenizer.save_pretrained(job.folder / TOKENIZER)
-
-
-def _finish(job: _Job, listen: Listener) -> None:
-    """Score with the chosen weights, write everything, and seal the folder."""
+def _score(job: _Job, listen: Listener) -> tuple[dict[str, Any], Calibration]:
+    """The figures of all splits, with the chosen weights and the calibration fitted on dev, as `predict` answers."""
     job.trial.finish()
-    assembly = job.assembly
     dev_rows, dev_store = job.dev
-    calibration = job.labeller.calibrate(dev_store)
-    labeller = replace(job.labeller, calibration=calibration)
-    figures: dict[str, Any] = {"train": _train_figures(job), "dev": labeller.score(dev_rows, dev_store)}
-    listen(Scored("dev", figures["dev"]))
+    labeller = replace(job.labeller, calibration=job.labeller.calibrate(dev_store))
+    dev = _report(labeller, dev_rows, dev_store)
+    listen(Scored("dev", dev))
+    figures = {"train": _train_figures(job), "dev": dev}
     if job.loaded.test is not None:
         figures["test"] = _final_evaluation(job, labeller, job.loaded.test)
         listen(Scored("test", figures["test"]))
-    labeller.model.detach()
-    _write_weights(job)
-    write_json(job.folder / METRICS, {split: plain_metrics(values) for split, values in figures.items()})
-    write_run(job.folder, assembly.config, assembly.labels, calibration.to_json(), "finished")
-    write_card(open_run(job.folder))
-    shutil.rmtree(job.folder / WORK, ignore_errors=True)
+    return figures, labeller.calibration
 
 
-def _final_evaluation(job: _Job, labeller: Labeller, test: Dataset) -> Mapping[str, Any]:
+def _report(labeller: Labeller, examples: list[Example], rows: Store) -> dict[str, Any]:
+    return plain_metrics(labeller.report(examples, rows, labeller.predict(examples, rows, all_scores=True)))
+
+
+def _final_evaluation(job: _Job, labeller: Labeller, test: Dataset) -> dict[str, Any]:
     """The test split's figures; the ledger has the opening before the file is read."""
     job.ledger.note("final evaluation", test.source, rows=len(test), sha256=test.sha256)
     rows = list(test)
-    return labeller.score(rows, Store.build(rows, job.assembly.encoder.encode_many))
+    return _report(labeller, rows, Store.build(rows, job.assembly.encoder.encode_many))
+
+
+def _write(job: _Job, figures: Mapping[str, Any], calibration: Calibration, state: str) -> None:
+    """Write the whole folder, and seal it."""
+    config, member = job.assembly.config, job.assembly.member
+    unseal(job.folder)
+    member.save(job.folder, config.model.name, config.model.revision)
+    if config.lora.kind == "full":
+        with atomic_folder(job.folder / BACKBONE, replace=True) as partial:
+            job.assembly.backbone.save(partial)
+    with atomic_folder(job.folder / TOKENIZER, replace=True) as partial:
+        job.assembly.tokenizer.save_pretrained(partial)
+    write_json(job.folder / METRICS, figures)
+    run = Run(job.folder, config, job.assembly.labels, calibration.to_json(), state)
+    write_card(run)
+    write_run(run)
 
 
 def _train_figures(job: _Job) -> dict[str, Any]:
@@ -383,6 +476,7 @@ def _train_figures(job: _Job) -> dict[str, Any]:
         "best_step": trial.best_step,
         "best_epoch": trial.best_epoch,
         "trained_parameters": sum(p.numel() for p in trial.parameters.values()),
+        **({"lost": dict(job.lost)} if job.lost else {}),
     }
 
 
@@ -390,15 +484,15 @@ def _asked_before(folder: Path, config: Config) -> Config:
     """The settings that the folder was begun with; a flag that says otherwise is refused."""
     path = folder / CONFIG
     if not path.exists():
-        if not folder.is_dir():
-            raise RunError("there is no run to go on with", at=str(folder), hint="leave --resume out")
+        if not is_claimed(folder):
+            raise RunError("there is no training to go on with", at=str(folder), hint="leave --resume out")
         return config
     saved = make(read_toml(path), at=str(path))
+    was = _flat(saved.model_dump())
     for name, value in _flat(config.model_dump(exclude_unset=True)).items():
-        was = _flat(saved.model_dump()).get(name)
-        if was != value and not _same_path(was, value):
+        if was.get(name) != value and value != "auto" and not _same_path(was.get(name), value):
             raise RunError(
-                f"{name} was {was!r} when this training began and is {value!r} now",
+                f"{name} was {was.get(name)!r} when this training began and is {value!r} now",
                 at=str(folder),
                 hint="leave it out, or train into a new folder",
             )
@@ -420,21 +514,45 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_finished(folder: Path) -> bool:
-    return (folder / "format").exists() and open_run(folder).state == "finished"
+    """Whether the folder is finished; what a kill left of the work is cleared away."""
+    finished = state_of(folder) == "finished"
+    if finished:
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    return finished
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Lock the folder; where training never began, leave no trace of it."""
-    new = not folder.exists()
+    with told(folder):
+        made = [part for part in (folder, *folder.parents) if not part.exists()]
     with lock(folder):
         try:
             yield
         finally:
-            began = (folder / CONFIG).exists()
-            if not began:
-                shutil.rmtree(folder / WORK, ignore_errors=True)
-                for name in (LEDGER, LOG, SPLITS):
-                    (folder / name).unlink(missing_ok=True)
-            if new and not began:
-                shutil.rmtree(folder)
+            if not (folder / CONFIG).exists():
+                _sweep(folder, made)
+
+
+def _sweep(folder: Path, made: list[Path]) -> None:
+    """Remove what was written before training began, and the folders `made` for it if nothing else is in them."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    for name in (LEDGER, LOG, SPLITS, QUARANTINE):
+        (folder / name).unlink(missing_ok=True)
+    if made:
+        for name in (LOCK_NAME, HOLDER_NAME):
+            (folder / name).unlink(missing_ok=True)
+    for part in made:
+        if not any(part.iterdir()):
+            part.rmdir()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many CPU threads, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

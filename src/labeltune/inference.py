@@ -1,27 +1,38 @@
 """Encoded rows into answers: one way for dev, evaluation, prediction and serving.
 
 Rows are sorted by length, packed under a token budget, run without gradients, decided on while whole documents are at
-hand, and put back in order. Decisions are kept, logits are not.
+hand, and put back in order. Decisions are kept, logits are not. A thousand rows or a stream of them are sorted in the
+same portions, so the same rows give the same batches, and the same bits, wherever they are answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from labeltune.data.batches import pack, sorted_batches
 from labeltune.data.store import Store
+from labeltune.errors import ModelError
 from labeltune.labels import LabelSet
 from labeltune.metrics import Figures
 from labeltune.model.member import LabelModel
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.tasks import Calibration, Task
 
+CHUNK = 2048
+"""Rows that are sorted by length together; what a stream of answers holds in memory."""
+
 Progress = Callable[[int], None]
 """Called with the number of rows just answered."""
+
+
+class NotFinite(ModelError):
+    """Logits that are no numbers."""
 
 
 def no_progress(rows: int) -> None:
@@ -33,6 +44,7 @@ class Labeller:
     """A member that answers: slice 0 of `model`, its task and labels, and what was fitted on dev.
 
     budget: most tokens of one forward pass; a longer row is alone in its own.
+    truncate_gold: score only what the model read.
     """
 
     model: LabelModel
@@ -40,6 +52,7 @@ class Labeller:
     labels: LabelSet
     calibration: Calibration
     budget: int
+    truncate_gold: bool = False
 
     def predict(
         self,
@@ -69,8 +82,32 @@ class Labeller:
         return [answer for answer in answers if answer is not None]
 
     def score(self, examples: Sequence[Example], rows: Sequence[Encoded] | Store) -> Figures:
-        """The task's metrics on the full gold."""
-        return self.task.score(examples, self.predict(examples, rows, all_scores=True), self.labels)
+        """The task's metrics, on the full gold unless `truncate_gold`."""
+        predictions = self.predict(examples, rows, all_scores=True)
+        return self.task.score(self.gold(examples, rows), predictions, self.labels)
+
+    def report(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[Encoded] | Store,
+        predictions: Sequence[Prediction],
+    ) -> dict[str, Any]:
+        """The metrics of answers with every score, and what their reader must know (see `caveats`)."""
+        gold = self.gold(examples, rows)
+        stamps: dict[str, Any] = {
+            "lost": lost(self.task, examples, rows),
+            "unseen_labels": list(self.task.unseen(gold, self.labels)),
+            "truncate_gold": self.truncate_gold,
+        }
+        figures: dict[str, Any] = dict(self.task.score(gold, predictions, self.labels))
+        return figures | {name: stamp for name, stamp in stamps.items() if stamp}
+
+    def gold(self, examples: Sequence[Example], rows: Sequence[Encoded] | Store) -> Sequence[Example]:
+        """What the answers are held against."""
+        if not self.truncate_gold:
+            return examples
+        pairs = zip(examples, rows, strict=True)
+        return [self.task.read_part(e, row.target_span) if _is_cut(row) else e for e, row in pairs]
 
     def calibrate(self, rows: Sequence[Encoded] | Store) -> Calibration:
         """Fit the calibration on labelled rows; logits are kept for this once."""
@@ -85,12 +122,51 @@ class Labeller:
 
     def _passes(self, rows: Sequence[Encoded] | Store) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
         """(row numbers, logits (S, L), target_document (S)) of each forward pass."""
-        lengths = (
-            rows.lengths if isinstance(rows, Store) else np.array([len(row.tokens) for row in rows], dtype=np.int64)
-        )
+        lengths = rows.lengths if isinstance(rows, Store) else np.array([len(row.tokens) for row in rows], np.int64)
         device = self.model.backbone.device
-        for numbers in sorted_batches(lengths, self.budget):
-            batch = pack([[(number, rows[number]) for number in numbers]], device)
-            with torch.no_grad():
-                (logits_SL,) = self.model(batch)
-            yield numbers, logits_SL.float().cpu().numpy(), batch.target_document.cpu().numpy()
+        for first in range(0, len(lengths), CHUNK):
+            for places in sorted_batches(lengths[first : first + CHUNK], self.budget):
+                numbers = [first + place for place in places]
+                batch = pack([[(number, rows[number]) for number in numbers]], device)
+                with torch.no_grad():
+                    (logits_SL,) = self.model(batch)
+                if not torch.isfinite(logits_SL).all():
+                    hint = 'train again with a lower train.lr; where model.dtype is "fp16", with "bf16"'
+                    raise NotFinite("the model's answers are no finite numbers", hint=hint)
+                yield numbers, logits_SL.float().cpu().numpy(), batch.target_document.cpu().numpy()
+
+
+# What was not read
+
+
+def lost(task: Task, examples: Iterable[Example], rows: Sequence[Encoded] | Store) -> dict[str, int]:
+    """What was cut off: `rows` that are affected, `words` (of a tagger), `entities`, `characters`; empty if nothing.
+
+    examples: those of `rows`; read only where something was cut.
+    """
+    if isinstance(rows, Store) and not rows.cut.any():
+        return {}
+    counts: Counter[str] = Counter()
+    for example, row in zip(examples, rows, strict=True):
+        if _is_cut(row):
+            entities = len(example.spans or ()) - len(task.read_part(example, row.target_span).spans or ())
+            counts.update(rows=1, words=row.dropped_units, entities=entities, characters=row.dropped_characters)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _is_cut(row: Encoded) -> bool:
+    return row.dropped_units > 0 or row.dropped_characters > 0
+
+
+def caveats(metrics: Mapping[str, Any]) -> list[str]:
+    """The stamps of a report as sentences."""
+    said = []
+    if cut := metrics.get("lost"):
+        what = ", ".join(f"{count:,} {name}" for name, count in cut.items() if name != "rows")
+        said.append(f"{cut['rows']:,} rows are longer than the model reads: {what} are cut off")
+    if unseen := metrics.get("unseen_labels"):
+        names = ", ".join(map(repr, unseen))
+        said.append(f"labels that the training rows do not have count as errors: {names}")
+    if metrics.get("truncate_gold"):
+        said.append("scored on what the model read, not on the full gold (eval.truncate_gold)")
+    return said

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from labeltune.assembly import Assembly
 from labeltune.errors import RunError
 from labeltune.model.lora import Adapter
+from labeltune.model.settings import ModelConfig
 from labeltune.run import ADAPTER, BACKBONE, HEAD, open_run
 
 PER_CLASS = ("head.weight", "head.bias")
@@ -22,27 +23,31 @@ def start_from(assembly: Assembly, folder: Path) -> str:
     Raises RunError where the other run has another task, backbone or adapter.
     """
     run = open_run(folder)
-    for name, ours, theirs in (
-        ("task", assembly.config.task, run.config.task),
-        ("backbone", assembly.config.model.name, run.config.model.name),
-        ("lora.kind", assembly.config.lora.kind, run.config.lora.kind),
+    if (folder / BACKBONE).exists():
+        hint = f"train with --model {folder / BACKBONE}"
+        raise RunError("a run of full fine-tuning is a backbone, not a start for one", at=str(folder), hint=hint)
+    ours, theirs = assembly.config, run.config
+    for name, own, other in (
+        ("task", ours.task, theirs.task),
+        ("backbone", _weights(ours.model), _weights(theirs.model)),
+        ("lora.kind", ours.lora.kind, theirs.lora.kind),
     ):
-        if ours != theirs:
-            raise RunError(
-                f"its {name} is {theirs!r}, not {ours!r}", at=str(folder), hint="start from a run like this one"
-            )
+        if own != other:
+            hint = "start from a run of the same task, backbone and lora.kind"
+            raise RunError(f"its {name} is {other!r}, not {own!r}", at=str(folder), hint=hint)
     if assembly.member.adapter is not None:
         assembly.member.adapter.fill(Adapter.load(folder / ADAPTER), folder / ADAPTER)
-    if (folder / BACKBONE).exists():
-        raise RunError(
-            "a run of full fine-tuning is a backbone", at=str(folder), hint=f"use --model {folder / BACKBONE}"
-        )
     _fill_head(assembly, run.labels.names, assembly.task.classes(run.labels), load_file(folder / HEAD))
     here, there = set(assembly.labels.names), set(run.labels.names)
     return f"from {folder}: " + "; ".join(
         f"{word} {', '.join(sorted(names)) or 'none'}"
         for word, names in (("labels kept", here & there), ("new", here - there), ("dropped", there - here))
     )
+
+
+def _weights(model: ModelConfig) -> str | None:
+    """What the backbone is, wherever it lies: the hash of its weights, else its name."""
+    return f"SHA-256 {model.weights_sha256}" if model.weights_sha256 else model.name
 
 
 @torch.no_grad()
@@ -54,9 +59,11 @@ def _fill_head(
     own |= {f"pooling.{name}": p for name, p in assembly.member.pooling.named_parameters()}
     same = labels == assembly.labels.names
     for name, parameter in own.items():
+        if name not in theirs:
+            continue
         if name in PER_CLASS and len(parameter) == len(assembly.task.classes(assembly.labels)):
             for row, wanted in enumerate(assembly.task.classes(assembly.labels)):
                 if wanted in classes:
                     parameter[row] = theirs[name][classes.index(wanted)]
-        elif name in theirs and (same or name.startswith("pooling.")):
+        elif same or name.startswith("pooling."):
             parameter.copy_(theirs[name])

@@ -6,26 +6,26 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+import torch
 
 from labeltune.assembly import Assembly, assemble
-from labeltune.config import with_settings
+from labeltune.config import Config, with_settings
 from labeltune.data.datasets import open_dataset
-from labeltune.errors import DataError, SettingsError
-from labeltune.inference import Labeller
+from labeltune.data.store import Store
+from labeltune.errors import DataError, SettingsError, nearest
+from labeltune.inference import CHUNK, Labeller
+from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel
 from labeltune.run import BACKBONE, TOKENIZER, Run, open_run, plain_metrics
 from labeltune.schema import Example, Prediction
-from labeltune.storage import to_json, write_atomic
+from labeltune.settings import known_names
+from labeltune.storage import refuse_file, to_json, write_atomic
 from labeltune.tasks import Calibration, Task
 from labeltune.training.trainer import MICRO_TOKENS
-
-CHUNK = 2048
-"""Rows that are sorted by length together; what `predict` holds in memory."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ class Predictor:
     def stream(
         self, examples: Iterable[Example], *, min_score: float | None = None, scores: bool = False
     ) -> Iterator[Prediction]:
-        """One prediction per example, in order, `CHUNK` rows at a time."""
-        for chunk in _chunks(examples):
-            rows = list(self.assembly.encoder.encode_many(chunk))
-            yield from self.labeller.predict(chunk, rows, min_score=min_score, all_scores=scores)
+        """One prediction per example, in order; at most `CHUNK` rows are held in memory."""
+        kept, read = tee(examples)
+        encoded = self.assembly.encoder.encode_many(read)  # one stream, for neighbours may be context
+        while chunk := list(islice(zip(kept, encoded, strict=True), CHUNK)):
+            rows = [row for _, row in chunk]
+            yield from self.labeller.predict([e for e, _ in chunk], rows, min_score=min_score, all_scores=scores)
 
 
 def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Predictor:
@@ -73,27 +75,48 @@ def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Pred
     settings: dotted names that may differ from the training's (`train.device`, `eval.batch_tokens`, `model.dtype`).
     Raises RunError where the folder is incomplete or changed, ModelError where the backbone is not the one it was.
     """
-    run = open_run(path)
-    config = with_settings(run.config, {"train.device": "auto", **_allowed(settings or {})})
+    return _load(open_run(path), settings or {})
+
+
+def _load(run: Run, settings: Mapping[str, Any]) -> Predictor:
+    config = with_settings(run.config, {"train.device": "auto", **_allowed(settings)})
+    if "train.threads" in settings and config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
     folder = run.folder
     if (folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
         own = {"name": str(folder / BACKBONE), "revision": None, "weights_sha256": None}
         config = config.model_copy(update={"model": config.model.model_copy(update=own)})
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER)
-    assembly = assemble(config, run.labels, tokenizer)
+    assembly = assemble(config, run.labels, load_tokenizer(config.model, folder / TOKENIZER))
     assembly.member.load(folder)
     model = LabelModel(assembly.backbone, [assembly.member])
-    budget = assembly.config.eval.batch_tokens or MICRO_TOKENS
-    calibration = Calibration.from_json(run.decision)
-    return Predictor(run, assembly, Labeller(model, assembly.task, run.labels, calibration, budget))
+    evaluation = assembly.config.eval
+    labeller = Labeller(
+        model,
+        assembly.task,
+        run.labels,
+        Calibration.from_json(run.decision),
+        evaluation.batch_tokens or MICRO_TOKENS,
+        evaluation.truncate_gold,
+    )
+    return Predictor(run, assembly, labeller)
 
 
-FREE = ("train.device", "train.threads", "eval.batch_tokens", "model.dtype", "model.name", "model.quantization")
-"""Settings of a run that may differ when it answers."""
+FREE = (
+    "train.device",
+    "train.threads",
+    "eval.batch_tokens",
+    "eval.truncate_gold",
+    "model.dtype",
+    "model.name",
+    "model.quantization",
+)
+"""Settings of a run that may differ when it answers, beside those of the data."""
 
 
 def _allowed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in settings:
+        if name not in known_names(Config):
+            raise SettingsError("unknown setting", at=name, hint=nearest(name, known_names(Config)))
         if name not in FREE and not name.startswith("data."):
             raise SettingsError("this cannot differ from the training", at=name, hint="free are " + ", ".join(FREE))
     return settings
@@ -111,17 +134,25 @@ class Report:
 def evaluate(
     run: str | Path, data: object, *, settings: Mapping[str, Any] | None = None, errors: str | Path | None = None
 ) -> Report:
-    """Score a run on labelled rows, on the full gold. errors: a JSONL file for the rows that came out wrong."""
-    predictor = load(run, settings=settings)
-    config, task = predictor.assembly.config, predictor.assembly.task
-    dataset = open_dataset(data, config.data, config.task, labelled=True, name=_name(data))
-    examples = list(dataset)
-    predictions = list(predictor.stream(examples, scores=True))
-    figures = task.score(examples, predictions, predictor.run.labels)
-    wrong = [row for row in zip(examples, predictions, strict=True) if _is_wrong(task, *row)]
+    """Score a run on labelled rows, on the full gold (unless `eval.truncate_gold`).
+
+    errors: a JSONL file for the rows that came out wrong; it must not be there yet.
+    """
     if errors is not None:
-        write_atomic(Path(errors), "".join(to_json(_wrong(task, *row)) + "\n" for row in wrong))
-    return Report(plain_metrics(figures), len(examples), len(wrong))
+        refuse_file(Path(errors))
+    opened = open_run(run)
+    config = with_settings(opened.config, _allowed(settings or {}))
+    dataset = open_dataset(data, config.data, config.task, labelled=True, name=_name(data))
+    predictor = _load(opened, settings or {})
+    examples, labeller = list(dataset), predictor.labeller
+    rows = Store.build(examples, predictor.assembly.encoder.encode_many)
+    predictions = labeller.predict(examples, rows, all_scores=True)
+    metrics = plain_metrics(labeller.report(examples, rows, predictions))
+    pairs = zip(labeller.gold(examples, rows), predictions, strict=True)
+    wrong = [pair for pair in pairs if _is_wrong(labeller.task, *pair)]
+    if errors is not None:
+        write_atomic(Path(errors), "".join(to_json(_wrong(*pair)) + "\n" for pair in wrong))
+    return Report(metrics, len(examples), len(wrong))
 
 
 def _is_wrong(task: Task, example: Example, prediction: Prediction) -> bool:
@@ -130,7 +161,7 @@ def _is_wrong(task: Task, example: Example, prediction: Prediction) -> bool:
     return not hits.gold == hits.answered == hits.right
 
 
-def _wrong(task: Task, example: Example, prediction: Prediction) -> dict[str, Any]:
+def _wrong(example: Example, prediction: Prediction) -> dict[str, Any]:
     gold: Any = example.label if example.spans is None else [asdict(span) for span in example.spans]
     return {"id": example.id, "text": example.text, "gold": gold, **answer_fields(prediction)}
 
@@ -181,34 +212,30 @@ def predict_files(
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The rows of all files in order, each with its answer. `-` is standard input: a JSON object or a text a line."""
-    predictor = load(run, settings=settings)
-    config = predictor.assembly.config
+    opened = open_run(run)
+    config = with_settings(opened.config, _allowed(settings or {}))
     sources = [(_standard_input(), "stdin") if str(file) == "-" else (str(file), _name(file)) for file in files]
     datasets = [open_dataset(source, config.data, config.task, labelled=False, name=name) for source, name in sources]
+    predictor = _load(opened, settings or {})
     for dataset in datasets:
-        for chunk in _chunks(dataset):
-            answers = predictor.stream(chunk, min_score=min_score, scores=scores)
-            yield from map(with_input, chunk, answers)
+        kept, read = tee(dataset)
+        yield from map(with_input, kept, predictor.stream(read, min_score=min_score, scores=scores))
 
 
 def _standard_input() -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(sys.stdin, 1):
-        text = line.rstrip("\n")
-        if not text.strip():
-            continue
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        at = f"stdin:{number}"
         try:
-            rows.append(json.loads(text) if text.lstrip().startswith("{") else {"text": text})
-        except ValueError as error:
-            raise DataError(f"this is no JSON ({error})", at=f"stdin:{number}") from None
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            if text.strip():
+                rows.append(json.loads(text) if text.lstrip().startswith("{") else {"text": text})
+        except UnicodeDecodeError as error:
+            raise DataError(f"byte {error.start + 1} is no UTF-8", at=at, hint="convert it to UTF-8") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"this is no JSON ({error})", at=at, hint="a line is a JSON object or a text") from None
     return rows
 
 
 def _name(data: object) -> str:
     return Path(data).name if isinstance(data, str | Path) else "data"
-
-
-def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    rows = iter(examples)
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk

@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from labeltune.config import Config, make, read_toml, to_toml
-from labeltune.errors import LabeltuneError, RunError
+from labeltune.errors import RunError
 from labeltune.labels import LabelSet
-from labeltune.storage import read_json, safe_child, sha256_file, write_atomic, write_json
+from labeltune.storage import (
+    HOLDER_NAME,
+    LOCK_NAME,
+    read_json,
+    safe_child,
+    sha256_file,
+    told,
+    write_atomic,
+    write_json,
+)
 
 VERSION = 1
 FORMAT, CONFIG, LABELS, METRICS = "format", "config.toml", "labels.json", "metrics.json"
 HEAD, ADAPTER, BACKBONE, TOKENIZER, WORK = "head.safetensors", "adapter", "backbone", "tokenizer", "work"
 SPLITS, LOG, CARD = "splits.json", "log.jsonl", "README.md"
+COPY_AGAIN = "copy the folder again, whole"
 DECISIVE = (CONFIG, LABELS, HEAD, f"{ADAPTER}/*", f"{BACKBONE}/*", f"{TOKENIZER}/*")
 
 
@@ -45,11 +55,17 @@ class Run:
         return dict(read_json(path)) if path.exists() else {}  # type: ignore[call-overload]  # our own file: an object
 
 
-def write_run(folder: Path, config: Config, labels: LabelSet, decision: Mapping[str, Any], state: str) -> None:
+def write_run(run: Run) -> None:
     """Write the settings, the labels and, last, `format`. Weights and tokenizer must already be there."""
-    write_atomic(folder / CONFIG, to_toml(config))
-    write_json(folder / LABELS, {"task": config.task, "labels": list(labels.names), "decision": dict(decision)})
-    seal(folder, state)
+    labels = {"task": run.config.task, "labels": list(run.labels.names), "decision": dict(run.decision)}
+    write_atomic(run.folder / CONFIG, to_toml(run.config))
+    write_json(run.folder / LABELS, labels)
+    seal(run.folder, run.state)
+
+
+def unseal(folder: Path) -> None:
+    """Take `format` away before the files that it vouches for are written anew."""
+    (folder / FORMAT).unlink(missing_ok=True)
 
 
 def seal(folder: Path, state: str) -> None:
@@ -63,56 +79,86 @@ def open_run(path: str | Path) -> Run:
     """Open and verify a run folder; a RunError says what is missing or changed."""
     folder = Path(path)
     if not folder.is_dir():
-        raise RunError("there is no such run folder", at=str(folder))
-    if not (folder / FORMAT).exists():
+        raise RunError("there is no such run folder", at=str(folder), hint="name a folder that `train` has written")
+    state = state_of(folder)
+    if state is None:
         if (folder / CONFIG).exists():
             raise RunError("this training did not end", at=str(folder), hint="go on with the same command and --resume")
-        raise RunError("this is no run folder (it has no file `format`)", at=str(folder))
-    state = _verify(folder)
-    tree = read_toml(folder / CONFIG)
-    labels = read_json(folder / LABELS)
-    if not isinstance(labels, dict):
-        raise RunError("this is no list of labels", at=str(folder / LABELS))
-    return Run(
-        folder, make(tree, at=str(folder / CONFIG)), LabelSet(tuple(labels["labels"])), labels["decision"], state
-    )
+        hint = "name a folder that `train` has written"
+        raise RunError("this is no run folder (it has no file `format`)", at=str(folder), hint=hint)
+    _verify(folder)
+    config = make(read_toml(folder / CONFIG), at=str(folder / CONFIG))
+    labels: Any = read_json(folder / LABELS)
+    return Run(folder, config, LabelSet(tuple(labels["labels"])), labels["decision"], state)
 
 
-def _verify(folder: Path) -> str:
+def state_of(folder: Path) -> str | None:
+    """`finished` or `interrupted`, not verified further; None where the folder is not sealed."""
+    return str(_facts(folder)["state"]) if (folder / FORMAT).exists() else None
+
+
+def _facts(folder: Path) -> Mapping[str, Any]:
+    """What `format` says."""
     facts = read_json(folder / FORMAT)
-    if not isinstance(facts, dict) or facts.get("labeltune") != VERSION:
-        found = facts.get("labeltune") if isinstance(facts, dict) else facts
-        raise RunError(f"format {found!r} is not {VERSION}", at=str(folder), hint="use the version that wrote it")
-    for name, expected in facts["files"].items():
+    found = facts.get("labeltune") if isinstance(facts, dict) else facts
+    if not isinstance(facts, dict) or found != VERSION:
+        hint = "use the version that wrote it"
+        raise RunError(f"the run's format is {found!r}, not {VERSION}", at=str(folder / FORMAT), hint=hint)
+    if not isinstance(facts.get("files"), dict) or facts.get("state") not in ("finished", "interrupted"):
+        raise RunError("this file was changed after training", at=str(folder / FORMAT), hint=COPY_AGAIN)
+    return facts
+
+
+def _verify(folder: Path) -> None:
+    sums = _facts(folder)["files"]
+    for name, expected in sums.items():
         file = safe_child(folder, name)
-        if not file.exists():
-            raise RunError("this file of the run is missing", at=str(file), hint="copy the folder again, whole")
+        if not file.is_file():
+            raise RunError("this file of the run is missing", at=str(file), hint=COPY_AGAIN)
         if sha256_file(file) != expected:
-            raise RunError("this file was changed after training", at=str(file), hint="copy the folder again")
+            raise RunError("this file was changed after training", at=str(file), hint=COPY_AGAIN)
     here = {p.relative_to(folder).as_posix() for pattern in DECISIVE for p in folder.glob(pattern) if p.is_file()}
-    if extra := sorted(here - set(facts["files"])):
+    if extra := sorted(here - set(sums)):
         raise RunError("this file does not belong to the run", at=str(folder / extra[0]), hint="remove it")
-    return str(facts["state"])
+    if absent := sorted({CONFIG, LABELS, HEAD} - set(sums)):
+        raise RunError("this file of the run is missing", at=str(folder / absent[0]), hint=COPY_AGAIN)
 
 
 def refuse_existing(folder: Path) -> None:
     """A run folder is never written over."""
-    if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
-        unfinished = (folder / CONFIG).exists() and not _finished(folder)
-        hint = "add --resume to go on with it" if unfinished else "choose another --out"
-        raise RunError("this folder exists already and is not empty", at=str(folder), hint=hint)
+    with told(folder):
+        taken = folder.exists() and (
+            not folder.is_dir() or any(p.name not in (LOCK_NAME, HOLDER_NAME) for p in folder.iterdir())
+        )
+    if not taken:
+        return
+    if not folder.is_dir():
+        raise RunError("this is a file", at=str(folder), hint="choose another --out")
+    hint = "add --resume to go on with it" if _can_go_on(folder) else "choose another --out"
+    raise RunError("this folder exists already and is not empty", at=str(folder), hint=hint)
 
 
-def _finished(folder: Path) -> bool:
+def _can_go_on(folder: Path) -> bool:
+    """Whether a training was here and did not end."""
     try:
-        return open_run(folder).state == "finished"
-    except LabeltuneError:
+        return is_claimed(folder) and state_of(folder) != "finished"
+    except RunError:  # a damaged `format`
         return False
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a training was ever begun here, however it ended: it has left its lock, or its splits."""
+    return (folder / LOCK_NAME).exists() or (folder / SPLITS).exists()
 
 
 def finite(value: float) -> float | None:
     """JSON has no NaN and no infinity: they become null."""
     return value if math.isfinite(value) else None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of `metrics.json` is a figure; stamps such as `truncate_gold` are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from labeltune.fitting import Checked, Ready, Said, Scored
+from labeltune.inference import caveats
+from labeltune.run import is_number
 from labeltune.training.trainer import Step
 
-SHOWN = ("loss", "macro_f1", "accuracy", "span_f1", "span_precision", "span_recall", "mse", "spearman", "log_loss")
+SHOWN = ("accuracy", "macro_f1", "span_f1", "span_precision", "mse", "spearman")
 
 
 class Screen:
@@ -33,6 +38,7 @@ class Screen:
         self._task: TaskID | None = None
         self._figures: dict[str, Any] = {}
         self._loss = 0.0
+        self._select: str | None = None
 
     def __enter__(self) -> Screen:
         self._bar.start()
@@ -44,13 +50,16 @@ class Screen:
         self._bar.stop()
         if self._figures and not self._quiet:
             self._console.print(metrics_table("", self._figures))
+            for split, metrics in self._figures.items():
+                for sentence in caveats(metrics):
+                    self._say(escape(f"{split}: {sentence}"))
 
     def see(self, fact: object) -> None:
         """Show one fact."""
         if self._quiet:
             return
         if isinstance(fact, Said):
-            self._console.print(fact.text, highlight=False)
+            self._say(escape(fact.text))
         elif isinstance(fact, Checked):
             self._checked(fact)
         elif isinstance(fact, Ready):
@@ -60,43 +69,48 @@ class Screen:
         elif isinstance(fact, Scored):
             self._figures[fact.split] = fact.metrics
 
+    def _say(self, markup: str) -> None:
+        """A line; in a file it is one line, on a terminal it is broken between words."""
+        self._console.print(markup, highlight=False, soft_wrap=not self._console.is_terminal)
+
     def _checked(self, fact: Checked) -> None:
         report = fact.report
         how = "packed" if report.packed else "in rows of equal length"
-        self._console.print(
-            f"self-check: {report.layers} layers {how}; Company within {report.company:.0e}, Sight as set",
-            highlight=False,
-        )
+        self._say(f"self-check: {report.layers} layers {how}; Company within {report.company:.0e}, Sight as set")
 
     def _ready(self, fact: Ready) -> None:
         rows = ", ".join(f"{count:,} {split}" for split, count in fact.rows.items())
+        labels = f", {fact.labels:,} labels" if fact.labels else ""
         model = fact.config.model
-        self._console.print(
-            f"{fact.config.task}: {rows} rows, {fact.labels} labels; {model.name} (mask removed: {model.unmask}, "
-            f"pooling: {model.pooling}), {fact.trained_parameters:,} trained parameters",
-            highlight=False,
-        )
+        self._select = fact.config.train.select
+        self._say(f"{fact.config.task}: {rows} rows{labels}")
+        self._say(f"backbone: {escape(str(model.name))}, mask removed: {model.unmask}, pooling: {model.pooling}")
+        self._say(f"training: {fact.trained_parameters:,} parameters, {fact.total:,} steps")
         if fact.step:
-            self._console.print(f"going on at step {fact.step:,}", highlight=False)
+            self._say(f"going on at step {fact.step:,}")
         self._task = self._bar.add_task("training", total=fact.total, completed=fact.step, facts="")
 
     def _step(self, step: Step) -> None:
-        self._loss = step.loss if not self._loss else 0.95 * self._loss + 0.05 * step.loss
+        if math.isfinite(step.loss):
+            self._loss = step.loss if not self._loss else 0.95 * self._loss + 0.05 * step.loss
         if self._task is not None:
             self._bar.update(self._task, completed=step.step, facts=f"epoch {step.epoch}  loss {self._loss:.4f}")
         if step.evaluation is not None:
-            shown = "  ".join(f"{name} {step.evaluation.metrics[name]:.4f}" for name in _shown(step.evaluation.metrics))
-            star = " [green]best so far[/]" if step.evaluation.best else ""
-            line = f"epoch {step.epoch:>3}  step {step.step:>6,}  train loss {self._loss:.4f}  dev {shown}{star}"
-            self._console.print(line, highlight=False)
+            names = _shown(step.evaluation.metrics, self._select)
+            shown = "  ".join(f"{name} {step.evaluation.metrics[name]:.4f}" for name in names)
+            star = "  [green]best[/]" if step.evaluation.best else ""
+            self._say(f"epoch {step.epoch:>2}  step {step.step:>5,}  loss {self._loss:.4f}  dev {shown}{star}")
         if step.trial.status == "diverged":
-            self._console.print(
-                f"[bold red]the loss is no longer finite at step {step.step:,}[/]: the best weights stay"
-            )
+            stays = "the best weights stay" if step.trial.best else "there are no weights to keep"
+            self._say(f"[bold red]the loss is no longer finite after step {step.step:,}[/]: {stays}")
+        if step.trial.status == "stopped early":
+            self._say(f"no better dev figures for {step.trial.config.patience} evaluations: stopped early")
 
 
-def _shown(metrics: Any) -> list[str]:
-    return [name for name in SHOWN if isinstance(metrics.get(name), int | float)][:3]
+def _shown(metrics: Mapping[str, Any], select: str | None) -> list[str]:
+    """Two figures for a line: the one that chooses the weights, and the first other one."""
+    names = dict.fromkeys((select, *SHOWN))
+    return [name for name in names if name is not None and is_number(metrics.get(name))][:2]
 
 
 def metrics_table(title: str, columns: dict[str, Any]) -> Table:
@@ -107,6 +121,6 @@ def metrics_table(title: str, columns: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for metric in dict.fromkeys(name for values in columns.values() for name in values):
         cells = [values.get(metric) for values in columns.values()]
-        if all(isinstance(cell, int | float) for cell in cells):
+        if all(map(is_number, cells)):
             table.add_row(metric, *(f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}" for cell in cells))
     return table

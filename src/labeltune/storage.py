@@ -55,7 +55,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     A link is followed, so it stays a link; a device or a pipe (`/dev/null`) is written to as it is, never replaced.
     """
     path = Path(os.path.realpath(path))
-    with _told(path):
+    with told(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             yield path
             return
@@ -71,6 +71,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def refuse_file(path: Path) -> None:
+    """Raise where a file or folder is in the way of what a user wants written; a device or a pipe is not.
+
+    Raises:
+        RunError: `path` is already there.
+    """
+    with told(path):
+        taken = path.is_file() or path.is_dir()
+    if taken:
+        raise RunError("is already there", at=str(path), hint="nothing was written; choose another place")
+
+
 # Folders
 
 
@@ -81,7 +93,7 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         RunError: `folder` is already there, unless `replace`.
     """
-    with _told(folder):
+    with told(folder):
         settle(folder)
         if folder.exists() and not (replace and folder.is_dir()):
             raise RunError("is already there", at=str(folder), hint="nothing was written; choose another place")
@@ -102,7 +114,7 @@ def settle(folder: Path) -> None:
     `.name.old` is only ever there while a complete `.name.partial` takes its place.
     """
     partial, old = _beside(folder, "partial"), _beside(folder, "old")
-    with _told(folder):
+    with told(folder):
         if old.exists() and not folder.exists():
             os.replace(partial if partial.exists() else old, folder)
         for rest in (partial, old):
@@ -143,7 +155,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
     """Say a full disk, a missing permission and their like as a sentence with an address."""
     try:
         yield
@@ -241,7 +253,7 @@ def read_json(path: Path) -> object:
 
 def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
     """Add one line. What a kill left of a line (no line end) is dropped first, so the new one stands alone."""
-    with _told(path):
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             file.truncate(_whole_bytes(file.fileno()))
@@ -296,7 +308,7 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another holder, in this process or another, is writing.
     """
-    with _told(folder):
+    with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         held = FileLock(folder / LOCK_NAME)
         try:

@@ -89,7 +89,7 @@ class Store:
         self.lengths: np.ndarray = np.diff(arrays["token_bounds"])
         self.targets: np.ndarray = np.diff(arrays["target_bounds"])
         self.labels: np.ndarray = arrays["labels"]
-        self.cut: np.ndarray = arrays["dropped"].any(axis=1)
+        self.cut: np.ndarray = np.any(arrays["dropped"], axis=1)
 
     @classmethod
     def build(

@@ -12,16 +12,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
 
-from labeltune.errors import ModelError, SettingsError, nearest
+from labeltune.errors import ModelError, RunError, SettingsError, nearest
 from labeltune.model import attention
 from labeltune.model.anatomy import called, find_blocks, first_tensor, is_attention, leaves, numbered, silence, truncate
 from labeltune.model.checkpoints import folder_of, named, quietly, read_body, read_config, resolve, weights_sha256
@@ -91,6 +93,18 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         """Stay in training mode whatever is asked: dropout is zero anyway, and `eval()` would end checkpointing."""
         return super().train(True)
+
+    def save(self, folder: Path) -> None:
+        """Write the body as a checkpoint that `load` reads.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        try:
+            with quietly():
+                self.model.save_pretrained(folder)
+        except SafetensorError as error:
+            raise RunError(f"the weights cannot be written: {error}", at=str(folder)) from error
 
     def policy(self, text: str) -> tuple[bool, ...]:
         """Per layer, True where the causal mask is removed; refuses what the family cannot do."""

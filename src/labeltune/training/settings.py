@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,11 +37,11 @@ class TrainConfig(Settings):
     """Share of the steps (below 1) or number of steps of linear warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's decoupled weight decay, on matrices."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm of a step."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm of a step; 0 leaves gradients as they are."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of every random value."""
-    eval_every: str | Annotated[int, Field(ge=1)] = "epoch"
+    eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
     """Evaluate on dev after each epoch, or every so many steps."""
     select: str | None = None
     """The dev metric that chooses the weights [the task's]."""
@@ -49,6 +49,8 @@ class TrainConfig(Settings):
     """Stop after so many evaluations without a better one."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints [at each evaluation]."""
+    init: str | None = None
+    """Run whose adapter and head the training starts from (`--init`)."""
     device: Annotated[str, one_of(DEVICES)] = "auto"
     """Where to compute."""
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -221,8 +221,8 @@ class _Turn:
 def train(group: Group) -> Iterator[Step]:
     """Train every trial of `group` to its end, yielding a Step per trial and optimiser step.
 
-    Trials may be admitted and retired between steps. A trial whose loss is no longer finite stops as `diverged` and
-    keeps its best weights (the first ones if it never had better).
+    Trials may be admitted and retired between steps. A trial whose loss or gradient is no longer finite stops as
+    `diverged`, without that step, and keeps its best weights (the last ones where it was never evaluated).
     """
     while group.trials:
         turns = [_Turn(trial, *trial.plan.at(trial.step)) for trial in group.trials]
@@ -272,7 +272,10 @@ def _update(turn: _Turn) -> Step:
         return _step(turn, 0.0, math.nan, None)
     factor = lr_factor(trial.step, trial.plan.total, trial.config)
     set_lr(trial.optimiser, factor)
-    norm = scale_and_clip(trial.parameters.values(), turn.weight or 1.0, trial.config.clip)
+    norm = scale_and_clip(trial.parameters.values(), turn.weight or 1.0, trial.config.clip or None)
+    if not math.isfinite(norm):
+        trial.status = "diverged"
+        return _step(turn, 0.0, norm, None)
     trial.optimiser.step()
     trial.step += 1
     evaluation = None
