@@ -379,8 +379,8 @@ def _markdown(facts: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         "",
         "## Weights after twenty steps",
         "",
-        "Without dropout, from the same weights, over the same rows: the largest ‖Δw‖/‖w‖ of a tensor, and the same over "
-        "how far training had moved it.",
+        "Without dropout, from the same weights, over the same rows: the largest ‖Δw‖/‖w‖ of a tensor, and the same "
+        "over how far training had moved it.",
         "",
         "| data | of the weight | of the update |",
         "|---|---|---|",
