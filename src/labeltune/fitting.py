@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from labeltune.assembly import Assembly, assemble, task_of
+from labeltune.assembly import Assembly, assemble, task_of, untested
 from labeltune.card import write_card
 from labeltune.config import Config, gather, make, read_toml, to_toml, with_settings
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded, load
@@ -201,6 +201,8 @@ def _prepare(config: Config, folder: Path, given: tuple[object, ...], listen: Li
     labels = task.label_set(loaded.train, config.data)
     assembly = assemble(config, labels)
     listen(Checked(assembly.selfcheck))
+    if sentence := untested(assembly.backbone.device):
+        listen(Said(f"warning: {sentence}"))
     rows = _encode(loaded.train, assembly, folder / WORK)
     dev_rows = list(loaded.dev)
     dev_store = Store.build(dev_rows, assembly.encoder.encode_many)
@@ -438,6 +440,8 @@ def _score(job: _Job, listen: Listener) -> tuple[dict[str, Any], Calibration]:
     if job.loaded.test is not None:
         figures["test"] = _final_evaluation(job, labeller, job.loaded.test)
         listen(Scored("test", figures["test"]))
+    if bad := _bad_rows(job.loaded):
+        listen(Said(f"{bad:,} rows could not be used and are in no figure ({_way_of_bad_rows(job)})"))
     return figures, labeller.calibration
 
 
@@ -468,6 +472,16 @@ def _write(job: _Job, figures: Mapping[str, Any], calibration: Calibration, stat
     write_run(run)
 
 
+def _bad_rows(loaded: Loaded) -> int:
+    """Rows that could not be used; splits that were taken from one source share its count."""
+    return sum({split.source: split.bad_rows for split in _parts(loaded).values()}.values())
+
+
+def _way_of_bad_rows(job: _Job) -> str:
+    kept = job.assembly.config.data.on_bad_row == "quarantine"
+    return f"they are in {job.folder / QUARANTINE}" if kept else "skipped"
+
+
 def _train_figures(job: _Job) -> dict[str, Any]:
     trial = job.trial
     return job.meter.facts() | {
@@ -476,6 +490,7 @@ def _train_figures(job: _Job) -> dict[str, Any]:
         "best_step": trial.best_step,
         "best_epoch": trial.best_epoch,
         "trained_parameters": sum(p.numel() for p in trial.parameters.values()),
+        "bad_rows": _bad_rows(job.loaded),
         **({"lost": dict(job.lost)} if job.lost else {}),
     }
 
