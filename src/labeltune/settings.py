@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from labeltune.errors import SettingsError, nearest
 
 S = TypeVar("S", bound="Settings")
 
+ALL_SETTINGS = "`labeltune settings` lists them all"
+
 
 class Settings(BaseModel):
-    """A section of settings: immutable, typed strictly enough that `"3"` is no number, unknown keys refused."""
+    """A section of settings: immutable, unknown names refused; `build` it from what a user wrote."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 def one_of(table: Iterable[str]) -> AfterValidator:
@@ -24,7 +30,9 @@ def one_of(table: Iterable[str]) -> AfterValidator:
 
     def check(value: str) -> str:
         if value not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}; {nearest(value, names)}")
+            close = nearest(value, names)
+            way_out = f"; {close}" if close.startswith("did") else ""  # else it would list the names again
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}{way_out}")
         return value
 
     return AfterValidator(check)
@@ -33,23 +41,57 @@ def one_of(table: Iterable[str]) -> AfterValidator:
 def build(kind: type[S], values: Mapping[str, Any], *, at: str = "") -> S:
     """Validate `values` into `kind`; a SettingsError names the setting (`train.lr`) and the way out.
 
-    `at` is the file the values came from, put before the setting's name.
+    Values are taken as JSON would say them, and nothing is converted: a list is a tuple, but `"3"` is no number and 1
+    no truth value. `at` is the file they came from, put before the setting's name.
     """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise _first(error, kind, at) from None
 
 
 def _first(error: ValidationError, kind: type[Settings], at: str) -> SettingsError:
-    fault = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in fault["loc"])
-    place = f"{at}: {name}" if at and name else at or name or kind.__name__
+    """The clearest of the faults: where a value may be of several types, that of the type which it nearly is."""
+    fault = max(error.errors(include_url=False), key=_clarity)
+    if fault["type"] == "json_invalid":
+        return SettingsError("a text is no Unicode", at=at or None, hint="give files names in UTF-8")
+    name, description = _named(fault["loc"], kind)
+    place = f"{at}: {name}" if at else name
     if fault["type"] == "extra_forbidden":
-        return SettingsError("unknown setting", at=place, hint=nearest(name, known_names(kind)))
-    message = fault["msg"].removeprefix("Value error, ")
-    given = f" (got {fault['input']!r})" if fault["type"] != "value_error" and name else ""
-    return SettingsError(message[:1].lower() + message[1:] + given, at=place)
+        close = nearest(name, known_names(kind))
+        return SettingsError("unknown setting", at=place, hint=close if len(close) < 200 else ALL_SETTINGS)
+    if fault["type"] == "value_error":
+        return SettingsError(fault["msg"].removeprefix("Value error, "), at=place)
+    message = fault["msg"].removeprefix("Input ")
+    for json_word, word in _WORDS.items():
+        message = message.replace(json_word, word)
+    return SettingsError(f"{message} (got {fault['input']!r})", at=place, hint=description)
+
+
+_WORDS = {"a valid array": "a list", "an object": "a table", "a valid boolean": "true or false", "a valid ": "a "}
+"""What TOML calls what JSON calls otherwise."""
+
+
+def _clarity(fault: ErrorDetails) -> tuple[bool, int]:
+    return not fault["type"].endswith(("_type", "_parsing", "literal_error")), len(fault["loc"])
+
+
+def _named(loc: tuple[int | str, ...], kind: type[Settings]) -> tuple[str, str]:
+    """The dotted name of a setting and what it means; what pydantic adds to tell types apart is left out."""
+    parts: list[str] = []
+    section: type[Settings] | None = kind
+    description = ALL_SETTINGS
+    for part in map(str, loc):
+        parts.append(part)
+        if section is None or part not in section.model_fields:
+            break
+        info = section.model_fields[part]
+        description = f"it is: {info.description.rstrip('.')}" if info.description else description
+        inner = info.annotation
+        section = inner if isinstance(inner, type) and issubclass(inner, Settings) else None
+        if section is None:
+            break
+    return ".".join(parts), description
 
 
 def known_names(kind: type[Settings], prefix: str = "") -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -45,9 +45,9 @@ class DataConfig(Settings):
     """Fields into a text, as in `{title}\\n{body}`; spans of the text column shift along."""
     normal_form: Annotated[str, one_of(NORMAL_FORMS)] = "none"
     """Unicode normalisation of texts and tokens; `NFKC` makes full-width letters and half-width kana ordinary ones."""
-    bos: bool | str = "auto"
+    bos: bool | Literal["auto"] = "auto"
     """Begin-of-sequence token before each window: true, false, or `auto` (what the tokenizer adds)."""
-    eos: bool | str = "auto"
+    eos: bool | Literal["auto"] = "auto"
     """End-of-sequence token after each window: true, false, or `auto` (what the tokenizer adds)."""
     max_tokens: Annotated[int, Field(ge=4)] | None = None
     """Longest window in tokens, special tokens included [min(context, 512)]."""
@@ -65,9 +65,3 @@ class DataConfig(Settings):
     """Neighbouring rows put around each row as unlabelled context (tagging)."""
     on_bad_row: Annotated[str, one_of(ON_BAD_ROW)] = "error"
     """A row that cannot be used: stop, skip and count, or skip and write it to quarantine.jsonl."""
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Refuse what no single field can see."""
-        for name in ("bos", "eos"):
-            if getattr(self, name) not in (True, False, "auto"):
-                raise ValueError(f"{name} is true, false or 'auto'")

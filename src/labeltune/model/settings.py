@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -78,7 +78,7 @@ class HeadConfig(Settings):
     """The loss, where not the task's own."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """Exponent of the focal loss; 0 is cross-entropy."""
-    class_weights: str | dict[str, float] | None = None
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
     """`balanced`, or a table label -> weight."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target probability spread over all labels."""
