@@ -1,6 +1,9 @@
 """What every test stands on: no network, one thread, real data where it lies, and one tiny backbone made here."""
 
+import json
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported, here and in the processes that tests start
@@ -11,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 torch.set_num_threads(1)
 
@@ -67,3 +71,102 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTra
         LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+# Whole trainings on the tiny backbone
+
+WORDS = "the thin hen on the ring sang in the other inn and then the tin rang again on a thing".split()
+MOODS = {"calm": "hen", "loud": "ring", "odd": "zebra"}
+QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
+"""Settings of a training that takes half a second."""
+
+
+def moods(rows: int, start: int = 0) -> list[dict[str, object]]:
+    """Texts with one of three labels, which a word in the text tells."""
+    found = []
+    for i in range(start, start + rows):
+        words = [WORDS[(i * 5 + j * (1 + i % 3)) % len(WORDS)] for j in range(2 + i % 7)]
+        label = sorted(MOODS)[i % 3]
+        words.insert(i % (len(words) + 1), MOODS[label])
+        found.append({"text": f"{' '.join(words)} {i}", "label": label})
+    return found
+
+
+def names(rows: int, start: int = 0) -> list[dict[str, object]]:
+    """Tokens with tags: Bob is a person, Anna Inn a place."""
+    found = []
+    for i in range(start, start + rows):
+        words = [WORDS[(i * 7 + j) % len(WORDS)] for j in range(1 + i % 6)]
+        name, tags = [(["Bob"], ["B-PER"]), (["Anna", "Inn"], ["B-LOC", "I-LOC"])][i % 2]
+        at = i % (len(words) + 1)
+        found.append(
+            {
+                "tokens": words[:at] + name + words[at:] + [str(i)],
+                "tags": ["O"] * at + tags + ["O"] * (len(words) - at + 1),
+            }
+        )
+    return found
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `moods` and `names`, each as train, dev and test: `moods-train.jsonl`, …"""
+    folder = tmp_path_factory.mktemp("small")
+    for make in (moods, names):
+        for split, rows, start in (("train", 24, 0), ("dev", 8, 24), ("test", 8, 32)):
+            write_jsonl(folder / f"{make.__name__}-{split}.jsonl", make(rows, start))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(small: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on `moods`. Tests that change it copy it first."""
+    from labeltune import train
+
+    out = tmp_path_factory.mktemp("runs") / "moods"
+    data, dev, test = (small / f"moods-{split}.jsonl" for split in ("train", "dev", "test"))
+    train(data, dev=dev, test=test, model=str(tiny_folder), out=out, settings=QUICK | {"train.epochs": 3})
+    return out
+
+
+@pytest.fixture(scope="session")
+def tagger(small: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on `names`. Tests that change it copy it first."""
+    from labeltune import train
+
+    out = tmp_path_factory.mktemp("runs") / "names"
+    data, dev = small / "names-train.jsonl", small / "names-dev.jsonl"
+    train(data, dev=dev, model=str(tiny_folder), out=out, settings=QUICK | {"train.epochs": 3})
+    return out
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Type = Callable[..., Typed]
+
+
+@pytest.fixture
+def typed() -> Type:
+    """A function: the words of a command line -> what came of it. An exception that reaches the user fails the test."""
+
+    def run(*words: object, text: str | bytes | None = None) -> Typed:
+        from labeltune.cli import app
+
+        result = CliRunner().invoke(app, list(map(str, words)), input=text)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Typed(result.exit_code, result.stdout, result.stderr)
+
+    return run

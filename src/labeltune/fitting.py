@@ -201,8 +201,8 @@ def _prepare(config: Config, folder: Path, given: tuple[object, ...], listen: Li
     labels = task.label_set(loaded.train, config.data)
     assembly = assemble(config, labels)
     listen(Checked(assembly.selfcheck))
-    if sentence := untested(assembly.backbone.device):
-        listen(Said(f"warning: {sentence}"))
+    if warning := untested(assembly.backbone.device):
+        listen(Said(f"warning: {warning}"))
     rows = _encode(loaded.train, assembly, folder / WORK)
     dev_rows = list(loaded.dev)
     dev_store = Store.build(dev_rows, assembly.encoder.encode_many)

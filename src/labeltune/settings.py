@@ -68,7 +68,13 @@ def _first(error: ValidationError, kind: type[Settings], at: str) -> SettingsErr
     return SettingsError(f"{message} (got {fault['input']!r})", at=place, hint=description)
 
 
-_WORDS = {"a valid array": "a list", "an object": "a table", "a valid boolean": "true or false", "a valid ": "a "}
+_WORDS = {
+    "a valid array": "a list",
+    "an object": "a table",
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid ": "a ",
+}
 """What TOML calls what JSON calls otherwise."""
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]  # the module or nothing
-
 GIB = 2**30
+resource = import_module("resource") if find_spec("resource") else None  # not on Windows
 
 
 @dataclass
