@@ -98,6 +98,14 @@ def test_accumulation_and_micro_batches_change_nothing_but_rounding(make_trial, 
     assert difference(divided.weights(), plain.weights()) <= 1e-4
 
 
+def test_the_order_of_rows_in_a_step_changes_nothing_but_rounding(make_trial) -> None:
+    forth, back = make_trial(lora=DROPPED), make_trial(lora=DROPPED)
+    at = back.plan.at
+    back.plan.at = lambda step: (at(step)[0], at(step)[1][::-1], at(step)[2])
+    run(forth), run(back)
+    assert difference(back.weights(), forth.weights()) <= 1e-4
+
+
 def test_class_weights_divide_by_the_weights_of_the_whole_step(make_trial) -> None:
     head = HeadConfig(class_weights={"a": 3.0, "b": 0.5})
     plain, divided = make_trial(head=head), make_trial(head=head, accumulate=4)
