@@ -52,6 +52,9 @@ TaskName = Annotated[
 ]
 Dev = Annotated[str | None, typer.Option("--dev", help="Dev rows: a file, a hub split, or a fraction of DATA.")]
 Test = Annotated[str | None, typer.Option("--test", help="Test rows: a file, a hub split, or a fraction of DATA.")]
+OnBadRow = Annotated[
+    str | None, typer.Option("--on-bad-row", help="A row that cannot be used: error, skip, or quarantine.")
+]
 
 
 @app.command()
@@ -78,6 +81,7 @@ def train(
     test: Test = None,
     task: TaskName = None,
     sets: Sets = None,
+    on_bad_row: OnBadRow = None,
     init: Annotated[Path | None, typer.Option("--init", help="Start from this run's adapter and head.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     json_: Json = False,
@@ -96,7 +100,7 @@ def train(
             dev=_number_or_name(dev),
             test=_number_or_name(test),
             task=task,
-            settings=_settings(sets),
+            settings=_settings(sets, on_bad_row),
             init=init,
             resume=resume,
             listen=screen.see,
@@ -110,13 +114,14 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[str, typer.Option("--data", help="Labelled rows.")],
     sets: Sets = None,
+    on_bad_row: OnBadRow = None,
     errors: Annotated[Path | None, typer.Option("--errors", help="Write the rows that came out wrong (JSONL).")] = None,
     json_: Json = False,
 ) -> None:
     """Score a run on labelled rows."""
     from labeltune.predict import evaluate as evaluate_run
 
-    report = evaluate_run(run, data, settings=_settings(sets), errors=errors)
+    report = evaluate_run(run, data, settings=_settings(sets, on_bad_row), errors=errors)
     if json_:
         _print_json(report.metrics)
         return
@@ -139,11 +144,16 @@ def predict(
     min_score: Annotated[float | None, typer.Option("--min-score", help="Abstain below this score.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Give every label's probability.")] = False,
     sets: Sets = None,
+    on_bad_row: OnBadRow = None,
 ) -> None:
     """Label new text: the input's fields plus the answer, as JSONL."""
     from labeltune.predict import predict_files
 
-    rows = predict_files(run, files, min_score=min_score, scores=scores, settings=_settings(sets))
+    def said(sentence: str) -> None:
+        err.print(escape(sentence), highlight=False, soft_wrap=True)
+
+    settings = _settings(sets, on_bad_row)
+    rows = predict_files(run, files, min_score=min_score, scores=scores, settings=settings, said=said)
     _write_rows(rows, to)
 
 
@@ -155,6 +165,7 @@ def inspect(
     model: Model = None,
     task: TaskName = None,
     sets: Sets = None,
+    on_bad_row: OnBadRow = None,
     json_: Json = False,
 ) -> None:
     """What the model will see, and what is suspicious in the data."""
@@ -169,7 +180,7 @@ def inspect(
         dev=_number_or_name(dev),
         test=_number_or_name(test),
         task=task,
-        settings=_settings(sets),
+        settings=_settings(sets, on_bad_row),
     )
     if json_:
         _print_json(found.as_json())
@@ -223,10 +234,11 @@ def _number_or_name(value: str | None) -> str | float | None:
         return value
 
 
-def _settings(sets: list[str] | None) -> dict[str, Any]:
+def _settings(sets: list[str] | None, on_bad_row: str | None = None) -> dict[str, Any]:
     from labeltune.config import parse_set
 
-    return dict(parse_set(text) for text in sets or [])
+    flags = {"data.on_bad_row": on_bad_row} if on_bad_row is not None else {}
+    return {**flags, **dict(parse_set(text) for text in sets or [])}
 
 
 def _print_json(value: object) -> None:

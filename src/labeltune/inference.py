@@ -167,6 +167,8 @@ def caveats(metrics: Mapping[str, Any]) -> list[str]:
     if unseen := metrics.get("unseen_labels"):
         names = ", ".join(map(repr, unseen))
         said.append(f"labels that the training rows do not have count as errors: {names}")
+    if bad := metrics.get("bad_rows"):
+        said.append(f"{bad:,} rows could not be used: they are in no figure")
     if metrics.get("truncate_gold"):
         said.append("scored on what the model read, not on the full gold (eval.truncate_gold)")
     return said

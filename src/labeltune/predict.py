@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
@@ -16,6 +16,7 @@ from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, with_settings
 from labeltune.data.datasets import open_dataset
 from labeltune.data.store import Store
+from labeltune.data.templates import parse
 from labeltune.errors import DataError, SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller
 from labeltune.model.checkpoints import load_tokenizer
@@ -44,17 +45,21 @@ class Predictor:
     def predict(
         self, texts: str | Sequence[object], *, min_score: float | None = None, scores: bool = False
     ) -> list[Prediction]:
-        """Label texts, or rows as dictionaries with the columns of the training data.
+        """Label texts, or rows as dictionaries with the columns of the training data; a row without a text is an error.
 
+        A text alone stands in the only field of the run's template; where the template has several, give dictionaries.
         min_score: below it the model abstains (`label` is None). scores: give every label's probability.
         """
         items: list[object] = [texts] if isinstance(texts, str) else list(texts)
         if not items:
             return []
-        rows = [{"text": item} if isinstance(item, str) else item for item in items]
-        config = self.run.config.data
-        if all(isinstance(item, str) for item in items):
-            config = config.model_copy(update={"text": "text", "template": None, "tokens": None})
+        config = self.run.config.data.model_copy(update={"on_bad_row": "error"})  # an answer for each, or none
+        fields = set(parse(config.template).fields) if config.template else set()
+        column = fields.pop() if len(fields) == 1 else "text"
+        rows = [{column: item} if isinstance(item, str) else item for item in items]
+        if column == "text" and all(isinstance(item, str) for item in items):
+            given = {"text": "text"} if config.text or not config.template else {}
+            config = config.model_copy(update={"tokens": None, **given})
         dataset = open_dataset(rows, config, self.run.config.task, labelled=False, name="texts")
         return list(self.stream(dataset, min_score=min_score, scores=scores))
 
@@ -122,6 +127,11 @@ def _allowed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings
 
 
+def _of_new_rows(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The settings of rows that are new to a run: what training passed over, an answer must not without being told."""
+    return {"data.on_bad_row": "error", **_allowed(settings or {})}
+
+
 @dataclass(frozen=True)
 class Report:
     """What `evaluate` found."""
@@ -141,13 +151,14 @@ def evaluate(
     if errors is not None:
         refuse_file(Path(errors))
     opened = open_run(run)
-    config = with_settings(opened.config, _allowed(settings or {}))
+    config = with_settings(opened.config, _of_new_rows(settings))
     dataset = open_dataset(data, config.data, config.task, labelled=True, name=_name(data))
     predictor = _load(opened, settings or {})
     examples, labeller = list(dataset), predictor.labeller
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
     predictions = labeller.predict(examples, rows, all_scores=True)
     metrics = plain_metrics(labeller.report(examples, rows, predictions))
+    metrics |= {"bad_rows": dataset.bad_rows} if dataset.bad_rows else {}
     pairs = zip(labeller.gold(examples, rows), predictions, strict=True)
     wrong = [pair for pair in pairs if _is_wrong(labeller.task, *pair)]
     if errors is not None:
@@ -210,14 +221,20 @@ def predict_files(
     min_score: float | None = None,
     scores: bool = False,
     settings: Mapping[str, Any] | None = None,
+    said: Callable[[str], None] = lambda sentence: None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of all files in order, each with its answer. `-` is standard input: a JSON object or a text a line."""
+    """The rows of all files in order, each with its answer. `-` is standard input: a JSON object or a text a line.
+
+    said: told of rows that could not be used and have no answer (`data.on_bad_row`).
+    """
     opened = open_run(run)
-    config = with_settings(opened.config, _allowed(settings or {}))
+    config = with_settings(opened.config, _of_new_rows(settings))
     sources = [(_standard_input(), "stdin") if str(file) == "-" else (str(file), _name(file)) for file in files]
     datasets = [open_dataset(source, config.data, config.task, labelled=False, name=name) for source, name in sources]
     predictor = _load(opened, settings or {})
     for dataset in datasets:
+        if dataset.bad_rows:
+            said(f"{dataset.source}: {dataset.bad_rows:,} rows could not be used and have no answer")
         kept, read = tee(dataset)
         yield from map(with_input, kept, predictor.stream(read, min_score=min_score, scores=scores))
 
