@@ -207,20 +207,65 @@ def init(
 
 
 @app.command()
+def adapt(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text, or data with a text column; or an adapt.toml.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder that becomes the model.")] = ...,  # type: ignore[assignment]  # required
+    model: Model = None,
+    from_config: Annotated[
+        str | None, typer.Option("--from-config", help="Train a fresh model of this config.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Its tokenizer [in the config's folder].")
+    ] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="clm or mntp.")] = None,
+    heldout: Annotated[str | None, typer.Option("--heldout", help="Held-out text: a file or a share.")] = None,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a model further on unlabelled text; --out becomes a plain model folder."""
+    from labeltune.adapt_screen import AdaptScreen
+    from labeltune.adaptation.adapt import adapt as adapt_model
+    from labeltune.storage import read_json
+
+    recipe = texts[0] if texts and texts[0].endswith(".toml") and len(texts) == 1 else None
+    with AdaptScreen(err, quiet=json_) as screen:
+        adapt_model(
+            () if recipe else texts or (),
+            config=recipe,
+            out=folder,
+            model=model,
+            from_config=from_config,
+            tokenizer=tokenizer,
+            objective=objective,
+            heldout=_number_or_name(heldout),
+            settings=_settings(sets),
+            resume=resume,
+            listen=screen.see,
+        )
+    if json_:
+        _print_json(read_json(folder / "metrics.json"))
+
+
+@app.command()
 def settings(
-    section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train or eval.")] = None,
+    section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train, eval or adapt.")] = None,
     json_: Json = False,
 ) -> None:
     """Every setting: name, type, default, meaning."""
+    from labeltune.adaptation.settings import Adaptation
     from labeltune.config import describe
 
-    rows = describe(section)
+    rows = describe(section) if section != "adapt" else []
+    rows += describe("adapt", Adaptation) if section in (None, "adapt") else []
     if json_:
         _print_json([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows])
         return
     table = Table("setting", "type", "default", "meaning", box=None, header_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

@@ -121,10 +121,10 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps({name: value for name, value in tree.items() if value != {}})
 
 
-def describe(section: str | None = None) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, meaning) of every setting, for `labeltune settings`."""
+def describe(section: str | None = None, root: type[Settings] = Config) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, meaning) of every setting of `root`, or of one section, for `labeltune settings`."""
     rows = []
-    for name, info in Config.model_fields.items():
+    for name, info in root.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Settings):
             if section in (None, name):
@@ -140,7 +140,7 @@ def describe(section: str | None = None) -> list[tuple[str, str, str, str]]:
 def _describe(name: str, info: FieldInfo) -> tuple[str, str, str, str]:
     default = info.default
     shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    return name, _type_name(info.annotation), shown, (info.description or "").strip()
+    return name, _type_name(info.annotation), shown, " ".join((info.description or "").split())
 
 
 def _type_name(kind: Any) -> str:

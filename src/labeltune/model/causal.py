@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key
@@ -56,7 +56,7 @@ class Causal:
         Raises:
             RunError: the folder cannot be written.
         """
-        weights = {name: tensor.to(dtype) for name, tensor in self.model.state_dict().items()}
+        weights = _cast(self.model.state_dict(), dtype)
         config = copy.deepcopy(self.stock)
         config.architectures, config.dtype = [type(self.model).__name__], dtype
         try:
@@ -94,6 +94,15 @@ class Causal:
         return frozenset(inspect.signature(self.model.forward).parameters)
 
 
+def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in `dtype`; tied ones are cast once and stay tied, so that they are written once."""
+    cast: dict[int, Tensor] = {}
+    for tensor in weights.values():
+        if tensor.is_floating_point():
+            cast.setdefault(tensor.data_ptr(), tensor.to(dtype))
+    return {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in weights.items()}
+
+
 def load(
     config: ModelConfig, *, device: torch.device | str, checkpointing: bool = False, trainable: bool = False
 ) -> Causal:
@@ -109,15 +118,22 @@ def load(
     return _beside(model, stock, checkpointing=checkpointing, trainable=trainable, source=name)
 
 
-def build(path: Path, *, vocabulary: int, key: Key, device: torch.device | str, checkpointing: bool = False) -> Causal:
+def build(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key: Key,
+    device: torch.device | str,
+    checkpointing: bool = False,
+) -> Causal:
     """A fresh model, in fp32, of the configuration in a JSON file; its weights are a function of `key`.
 
-    vocabulary: entries that the tokenizer has; a configuration without `vocab_size` takes over this number.
+    Where the file leaves them open, the size of the vocabulary and the special tokens are the tokenizer's.
 
     Raises:
         SettingsError: the file is no configuration of a decoder, or its vocabulary is too small.
     """
-    stock = _read_json(path, vocabulary)
+    stock = _read_json(path, tokenizer)
     _refuse_encoder(stock, str(path))
     make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     try:
@@ -139,20 +155,20 @@ def _beside(
     return Causal(model, backbone, stock)
 
 
-def _read_json(path: Path, vocabulary: int) -> PretrainedConfig:
-    """The configuration in a file; `vocab_size` is the tokenizer's where the file leaves it open."""
+def _read_json(path: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = facts.pop("model_type")
-        facts.setdefault("vocab_size", vocabulary)
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         with quietly():
-            config: PretrainedConfig = AutoConfig.for_model(kind, **facts)
+            config: PretrainedConfig = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **ids, **facts})
     except FileNotFoundError:
         raise SettingsError("there is no such file", at=str(path), hint="give a config.json or its folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_config(path, error) from error
-    if config.get_text_config().vocab_size < vocabulary:
-        message = f"vocab_size is {config.get_text_config().vocab_size}, and the tokenizer has {vocabulary} entries"
+    entries = config.get_text_config().vocab_size
+    if entries < len(tokenizer):
+        message = f"vocab_size is {entries}, and the tokenizer has {len(tokenizer)} entries"
         raise SettingsError(message, at=str(path), hint="raise it, or leave it out")
     return config
 

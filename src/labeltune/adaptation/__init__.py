@@ -1,0 +1,1 @@
+"""Continued pretraining on unlabelled text: documents to rows, rows to predicted tokens, weights to a plain folder."""

@@ -1,0 +1,255 @@
+"""Go on pretraining a model on unlabelled text, or train a fresh one: from files of text to a plain model folder.
+
+    settings -> text (rows of tokens on disk) -> model (checked for Company and Sight) -> the loop, held-out text on the
+    way -> weights, tokenizer, figures
+
+Interrupted anywhere, the same call with `resume=True` goes on and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labeltune.adaptation import gathering
+from labeltune.adaptation.gathering import SETTINGS, gather, same_as_before
+from labeltune.adaptation.loop import Score, Step, score, steps
+from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, write_figures, write_model
+from labeltune.adaptation.settings import Adaptation
+from labeltune.adaptation.setup import Setup, set_up
+from labeltune.errors import ModelError, RunError
+from labeltune.fitting import Checked, Listener, Said, quiet
+from labeltune.interrupt import Interrupted, Stop, graceful
+from labeltune.run import finite
+from labeltune.storage import append_jsonl, lock, read_jsonl, write_atomic
+from labeltune.training.checkpoint import State, load_state, save_state
+from labeltune.training.meter import Meter
+
+CORPUS, CHECKPOINT = "corpus", "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything is loaded and checked; training begins (or goes on) at `step` of `total`."""
+
+    config: Adaptation
+    trained_parameters: int
+    step: int
+    total: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the held-out text said after `step` (None where there is none); `whole` where all of it was read.
+
+    pace: training tokens a second. seconds_left: of training; both 0 before the first step.
+    """
+
+    step: int
+    score: Score | None
+    whole: bool
+    pace: float
+    seconds_left: float
+
+
+def adapt(
+    texts: str | Path | Sequence[str | Path] = (),
+    *,
+    out: str | Path,
+    model: str | None = None,
+    from_config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    objective: str | None = None,
+    heldout: str | float | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    listen: Listener = quiet,
+) -> Path:
+    """Train on text without labels and return the folder, which `model=` and plain transformers load.
+
+    texts: text files (documents parted by an empty line) or data files with a text column, compressed or not.
+    from_config, tokenizer: a config.json and a tokenizer's folder, for a fresh model instead of `model`.
+    heldout: a file, or the share of the documents that no step trains on. config: a settings file (`adapt.toml`).
+    settings: by dotted name (`{"adapt.lr": 1e-4}`), over the arguments, over the file.
+    Raises LabeltuneError for what a user can fix, and `Interrupted` after Ctrl-C, with a loadable folder left behind.
+    """
+    folder = Path(out)
+    named = [str(text) for text in ([texts] if isinstance(texts, str | Path) else texts)]
+    flags = {
+        "adapt.texts": tuple(named) or None,
+        "adapt.heldout": heldout,
+        "adapt.objective": objective,
+        "adapt.from_config": None if from_config is None else str(from_config),
+        "adapt.tokenizer": None if tokenizer is None else str(tokenizer),
+        "model.name": model,
+    }
+    asked = gather(config, flags, settings or {})
+    if resume:
+        if (folder / SETTINGS).exists():
+            asked = same_as_before(asked, gathering.read(folder), folder)
+        elif not folder.is_dir():
+            raise RunError("there is nothing to go on with", at=str(folder), hint="leave --resume out")
+        if is_finished(folder):
+            listen(Said(f"{folder} is finished already"))
+            return folder
+    else:
+        refuse_existing(folder)
+    with _claimed(folder), graceful() as stop:
+        job = _prepare(asked, folder, listen)
+        _loop(job, stop, listen)
+        _finish(job, listen)
+    return folder
+
+
+@dataclass
+class _Job:
+    """One adaptation under way. before: the held-out figures of the model as it came."""
+
+    folder: Path
+    setup: Setup
+    meter: Meter = field(default_factory=Meter)
+    before: dict[str, Any] | None = None
+
+
+def _prepare(config: Adaptation, folder: Path, listen: Listener) -> _Job:
+    setup = set_up(config, folder / WORK / CORPUS)
+    listen(Checked(setup.selfcheck))
+    for sentence in setup.said:
+        listen(Said(sentence))
+    job = _Job(folder, setup)
+    gathering.write(folder, setup.config)
+    _go_on(job)
+    work = setup.work
+    trained = sum(parameter.numel() for parameter in work.parameters.values())
+    tokens = int(work.rows.lengths.sum())
+    listen(Ready(setup.config, trained, work.step, work.plan.total, tokens))
+    if job.before is None:
+        job.before = _figures(_look(job, listen, whole=True))
+    return job
+
+
+def _go_on(job: _Job) -> None:
+    """Take up the checkpoint, if there is one, and cut the log back to it."""
+    path = job.folder / WORK / CHECKPOINT
+    kept: list[Mapping[str, Any]] = []
+    if path.exists():
+        state = load_state(path)
+        job.setup.work.restore(state)
+        job.meter.rows, job.meter.tokens, job.meter.seconds = state.facts["meter"]
+        job.before = state.facts["before"]
+        kept = [line for line in read_jsonl(job.folder / LOG) if int(str(line["step"])) <= job.setup.work.step]
+    write_atomic(job.folder / LOG, "")
+    for line in kept:
+        append_jsonl(job.folder / LOG, line)
+
+
+def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
+    """Consume the facts of the training: meter, log, held-out text, checkpoint, listener."""
+    work, config = job.setup.work, job.setup.config.adapt
+    every = config.eval_steps or min(500, ceil(work.plan.total / 10))
+    facts = steps(work)
+    while not stop.asked:
+        job.meter.start()
+        step = _next(facts)
+        if step is None:
+            return
+        job.meter.stop(step.rows, step.tokens, 0.0)
+        due = step.step % every == 0 and step.step < step.total
+        listen(step)
+        looked = _look(job, listen, whole=False) if due else None
+        _log(job, step, looked)
+        if step.step % (config.checkpoint_steps or every) == 0 or step.step == step.total:
+            _checkpoint(job)
+    if work.step < work.plan.total:
+        _checkpoint(job)
+        write_model(job.setup, job.folder)
+        raise Interrupted(
+            f"stopped at step {work.step:,} of {work.plan.total:,}; {job.folder} can be used as it is",
+            hint="the same command with --resume goes on",
+        )
+
+
+def _next(facts: Iterator[Step]) -> Step | None:
+    try:
+        return next(facts, None)
+    except torch.OutOfMemoryError as error:
+        hint = "lower adapt.micro_tokens, set model.checkpointing = 'on', or train an adapter with lora.rank"
+        raise ModelError("the device has too little memory for a step", at="adapt.micro_tokens", hint=hint) from error
+
+
+def _look(job: _Job, listen: Listener, *, whole: bool) -> Score | None:
+    """Read held-out text: all of it, or as much as a look on the way may cost; None where there is none."""
+    setup = job.setup
+    limit = None if whole else setup.config.adapt.eval_tokens
+    rows, micro_tokens = setup.corpus.heldout, setup.work.pace.micro_tokens
+    key = setup.work.key.fold("heldout")
+    found = score(setup.reader, rows, micro_tokens, key, limit) if len(rows) else None
+    listen(Looked(setup.work.step, found, whole, *_pace(job)))
+    return found
+
+
+def _pace(job: _Job) -> tuple[float, float]:
+    """Tokens a second so far, and the seconds that the rest takes at this pace."""
+    work, meter = job.setup.work, job.meter
+    if not meter.seconds:
+        return 0.0, 0.0
+    return meter.tokens / meter.seconds, meter.seconds / work.step * (work.plan.total - work.step)
+
+
+def _figures(found: Score | None) -> dict[str, Any]:
+    return found.as_json() if found is not None else {}
+
+
+def _log(job: _Job, step: Step, looked: Score | None) -> None:
+    line: dict[str, Any] = {
+        "step": step.step,
+        "epoch": step.epoch,
+        "loss": finite(step.loss),
+        "lr": step.lr,
+        "grad_norm": finite(step.grad_norm),
+        "tokens": step.tokens,
+        "seconds": round(job.meter.seconds, 3),
+    }
+    append_jsonl(job.folder / LOG, line | ({"heldout": looked.as_json()} if looked else {}))
+
+
+def _checkpoint(job: _Job) -> None:
+    state, meter = job.setup.work.state(), job.meter
+    facts = {**state.facts, "meter": [meter.rows, meter.tokens, meter.seconds], "before": job.before}
+    save_state(job.folder / WORK / CHECKPOINT, State(state.now, state.best, state.moments, facts))
+
+
+def _finish(job: _Job, listen: Listener) -> None:
+    """Read all held-out text, write everything, and drop what only the training needed."""
+    after = _figures(_look(job, listen, whole=True))
+    work = job.setup.work
+    train = job.meter.facts() | {
+        "tokens": job.meter.tokens,
+        "steps": work.step,
+        "trained_parameters": sum(parameter.numel() for parameter in work.parameters.values()),
+    }
+    write_model(job.setup, job.folder)
+    write_figures(job.setup, job.folder, {"train": train, "before": job.before, "heldout": after})
+    shutil.rmtree(job.folder / WORK, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Lock the folder; where training never began, leave no trace of it."""
+    new = not folder.exists()
+    try:
+        with lock(folder):
+            yield
+    finally:
+        begun = (folder / SETTINGS).exists()
+        if not begun:
+            shutil.rmtree(folder if new else folder / WORK, ignore_errors=True)

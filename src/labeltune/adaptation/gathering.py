@@ -1,0 +1,112 @@
+"""All settings of an adaptation from where they were given: a file, flags, `--set`, or the folder that goes on."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from labeltune.adaptation.settings import Adaptation
+from labeltune.config import put
+from labeltune.data.readers import PREFIX
+from labeltune.errors import RunError, SettingsError, nearest
+from labeltune.settings import build
+from labeltune.storage import write_atomic
+
+SETTINGS = "adapt.toml"
+
+PATHS = ("adapt.texts", "adapt.heldout", "adapt.from_config", "adapt.tokenizer", "model.name")
+READ = {
+    "data": ("text", "tokens", "columns", "template", "normal_form", "bos", "eos", "on_bad_row"),
+    "model": (
+        *("name", "revision", "weights_sha256", "unmask"),
+        *("dtype", "quantization", "checkpointing", "trust_remote_code"),
+    ),
+}
+"""The settings of other commands that an adaptation reads; the rest would change nothing, and is refused."""
+
+Tree = dict[str, Any]
+
+
+def gather(base: str | Path | None, flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Adaptation:
+    """A settings file, then flags (None is not given), then settings by dotted name, over the defaults.
+
+    Relative paths begin at the file's folder, or at the working directory.
+
+    Raises:
+        SettingsError: an unknown or impossible setting, or one that has no meaning here.
+    """
+    tree = _read(Path(base)) if base else {}
+    for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
+        put(tree, name, _absolute(value, Path.cwd()) if name in PATHS else value)
+    config = build(Adaptation, tree, at=str(base or ""))
+    _refuse_unread(config)
+    return config
+
+
+def read(folder: Path) -> Adaptation:
+    """The settings that a folder was begun with."""
+    return build(Adaptation, _read(folder / SETTINGS), at=str(folder / SETTINGS))
+
+
+def write(folder: Path, config: Adaptation) -> None:
+    """Put the settings beside the weights: `labeltune adapt FOLDER/adapt.toml --out NEW` repeats them."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for section, names in READ.items():
+        tree[section] = {name: value for name, value in tree[section].items() if name in names}
+    write_atomic(folder / SETTINGS, tomli_w.dumps(tree))
+
+
+def same_as_before(config: Adaptation, before: Adaptation, folder: Path) -> Adaptation:
+    """`before`, where nothing that is given now says otherwise.
+
+    Raises:
+        RunError: a setting is not what the training began with.
+    """
+    was = _flat(before)
+    for name, value in _flat(config, given=True).items():
+        if was.get(name) != value:
+            message = f"{name} was {was.get(name)!r} when this training began and is {value!r} now"
+            raise RunError(message, at=str(folder), hint="leave it out, or choose another --out")
+    return before
+
+
+def _read(path: Path) -> Tree:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("there is no such file", at=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"this is no valid TOML ({error})", at=str(path)) from None
+    for name in PATHS:
+        section, key = name.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and key in values:
+            values[key] = _absolute(values[key], path.parent)
+    return tree
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """A path that exists, made absolute; anything else (a hub id, a share, a path that is wrong) as it is."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_absolute(part, folder) for part in value)
+    if isinstance(value, str | Path) and not str(value).startswith(PREFIX):
+        path = folder / Path(value).expanduser()
+        return str(path.resolve()) if path.exists() else str(value)
+    return value
+
+
+def _refuse_unread(config: Adaptation) -> None:
+    for section, names in READ.items():
+        for name in sorted(getattr(config, section).model_fields_set - set(names)):
+            message = "has no meaning for `labeltune adapt`"
+            raise SettingsError(message, at=f"{section}.{name}", hint=nearest(name, names))
+
+
+def _flat(config: Adaptation, *, given: bool = False) -> Tree:
+    """Dotted name -> value; only what was given, on request."""
+    tree = config.model_dump(exclude_unset=given, exclude_none=True)
+    return {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}

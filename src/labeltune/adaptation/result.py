@@ -1,0 +1,114 @@
+"""What an adaptation leaves: a plain Hugging Face folder with its tokenizer, its settings, its figures and a card."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labeltune.adaptation.gathering import SETTINGS
+from labeltune.adaptation.setup import Setup
+from labeltune.errors import RunError
+from labeltune.model import causal as causals
+from labeltune.model import lora
+from labeltune.model.causal import Causal
+from labeltune.model.checkpoints import DTYPE_OF
+from labeltune.storage import LOCK_NAME, atomic_folder, told, write_atomic, write_json
+
+METRICS, LOG, CARD, WORK = "metrics.json", "log.jsonl", "README.md", "work"
+MODEL = "model"
+
+
+def write_model(setup: Setup, folder: Path) -> None:
+    """Put the weights and the tokenizer into `folder`, each file whole or not at all.
+
+    They are written to the work folder first, so that a full disk leaves what was there.
+    """
+    waiting = folder / WORK / MODEL
+    with atomic_folder(waiting, replace=True) as partial:
+        _whole(setup).save(partial, DTYPE_OF[setup.config.adapt.save_dtype])
+        setup.tokenizer.save_pretrained(partial)
+    with told(folder):
+        for path in sorted(waiting.iterdir()):
+            os.replace(path, folder / path.name)
+        waiting.rmdir()
+
+
+def _whole(setup: Setup) -> Causal:
+    """The model; where an adapter was trained, a fresh copy in fp32 with the adapter written into its weights."""
+    if setup.adapter is None:
+        return setup.causal
+    plain = setup.config.model.model_copy(update={"dtype": "fp32", "quantization": "none", "checkpointing": "off"})
+    causal = causals.load(plain, device="cpu")
+    lora.merge(dict(causal.backbone.model.named_modules()), copy.deepcopy(setup.adapter).cpu())
+    return causal
+
+
+def write_figures(setup: Setup, folder: Path, figures: Mapping[str, Any]) -> None:
+    """Write the card and, last, the figures: with them the folder counts as finished."""
+    write_atomic(folder / CARD, card(setup, figures))
+    write_json(folder / METRICS, dict(figures))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether an adaptation ended here."""
+    return (folder / METRICS).exists()
+
+
+def refuse_existing(folder: Path) -> None:
+    """A folder with something in it is never written over.
+
+    Raises:
+        RunError: it is a file, or not empty.
+    """
+    with told(folder):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise RunError("this is a file", at=str(folder), hint="choose another --out")
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME)}
+    if names:
+        begun = bool(names & {SETTINGS, WORK}) and not is_finished(folder)
+        hint = "add --resume to go on with it" if begun else "choose another --out"
+        raise RunError("this folder exists already and is not empty", at=str(folder), hint=hint)
+
+
+def card(setup: Setup, figures: Mapping[str, Any]) -> str:
+    """A model card: what it was made of, how, and how well it predicts."""
+    config, facts = setup.config, setup.corpus.train.facts
+    source = _short(config.model.name) or f"a fresh {setup.causal.stock.model_type} model"
+    how = f"an adapter of rank {config.lora.rank}, merged" if config.lora else "all weights"
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"tags: [labeltune, {config.adapt.objective}]",
+        "---",
+        "",
+        f"# {source}, pretrained on {facts.documents:,} documents",
+        "",
+        f"Made by `labeltune adapt` ({how}; objective `{config.adapt.objective}`, mask removed: "
+        f"`{config.model.unmask}`) from {', '.join(Path(text).name for text in config.adapt.texts)}. "
+        f"`labeltune adapt {SETTINGS} --out FOLDER` repeats it.",
+        "",
+        "| | before | after |",
+        "|---|---:|---:|",
+        *(f"| held-out {name.replace('_', ' ')} | {before} | {after} |" for name, before, after in _pairs(figures)),
+        "",
+        f"{figures['train']['tokens']:,} training tokens in {figures['train']['seconds']:,.0f} s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _short(name: str | None) -> str | None:
+    """A hub id as it is, of a folder its own name."""
+    return Path(name).name if name is not None and Path(name).is_dir() else name
+
+
+def _pairs(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, before, after) of each held-out figure."""
+    before, after = figures.get("before") or {}, figures.get("heldout") or {}
+    names = [name for name in after if name != "tokens"]
+    return [(name, f"{before[name]:.4f}" if name in before else "", f"{after[name]:.4f}") for name in names]
