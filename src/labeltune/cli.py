@@ -63,7 +63,8 @@ def demo(
     model: Annotated[str, typer.Option("--model", help="Another backbone than the bundled one.")] = "mini",
 ) -> None:
     """The main job, offline, on what the package ships: intents and entities of support messages, beside baselines."""
-    from labeltune.demo import run_demo, show_demo
+    from labeltune.demo import run_demo
+    from labeltune.demo_screen import show_demo
 
     result = run_demo(model, listen=None if json_ else err.print)
     if json_:
