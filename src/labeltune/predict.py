@@ -21,7 +21,7 @@ from labeltune.errors import DataError, SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel
-from labeltune.run import BACKBONE, TOKENIZER, Run, open_run, plain_metrics
+from labeltune.run import BACKBONE, TOKENIZER, Run, finite, open_run, plain_metrics
 from labeltune.schema import Example, Prediction
 from labeltune.settings import known_names
 from labeltune.storage import refuse_file, to_json, write_atomic
@@ -208,10 +208,19 @@ def _in_column(example: Example, prediction: Prediction) -> Prediction:
 def with_input(example: Example, prediction: Prediction) -> dict[str, Any]:
     """The input's fields plus the answer; an input column of the same name is kept as `input_<name>`."""
     answer = answer_fields(_in_column(example, prediction))
-    fields = {f"input_{name}" if name in answer else name: value for name, value in example.fields.items()}
+    fields = {f"input_{name}" if name in answer else name: _sayable(cell) for name, cell in example.fields.items()}
     if prediction.spans is not None and example.text not in example.fields.values():
         fields.setdefault("text", example.text)  # offsets refer to it
     return {**fields, **answer}
+
+
+def _sayable(cell: object) -> object:
+    """A cell as JSON can say it: NaN and infinity become null."""
+    if isinstance(cell, float):
+        return finite(cell)
+    if isinstance(cell, list):
+        return [_sayable(part) for part in cell]
+    return {name: _sayable(part) for name, part in cell.items()} if isinstance(cell, Mapping) else cell
 
 
 def predict_files(

@@ -49,5 +49,5 @@ def peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / GIB
     if resource is None:
         return 0.0
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / GIB if sys.platform == "darwin" else size * 1024 / GIB

@@ -1,0 +1,224 @@
+"""A loaded run answers as it did at the end of its training, whatever form the rows come in."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from labeltune import Predictor, evaluate, load, open_run, train
+from labeltune.errors import DataError, ModelError, RunError, SettingsError
+from labeltune.predict import predict_files
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def moods(finished: Path) -> Predictor:
+    return load(finished)
+
+
+def test_evaluate_gives_the_figures_of_the_training(finished: Path, tagger: Path, small: Path) -> None:
+    for run, kind, splits in ((finished, "moods", ("dev", "test")), (tagger, "names", ("dev",))):
+        for split in splits:
+            assert evaluate(run, small / f"{kind}-{split}.jsonl").metrics == open_run(run).metrics[split]
+
+
+def test_a_row_is_answered_alike_alone_among_others_and_in_a_file(
+    moods: Predictor, finished: Path, small: Path
+) -> None:
+    rows = rows_of(small / "moods-test.jsonl")
+    together = moods.predict([row["text"] for row in rows], scores=True)
+    filed = list(predict_files(finished, [small / "moods-test.jsonl"], scores=True))
+    for row, answer, line in zip(rows, together, filed, strict=True):
+        (alone,) = moods.predict(row["text"], scores=True)
+        assert alone.label == answer.label == line["label"] == max(answer.scores, key=answer.scores.get)
+        assert alone.score == pytest.approx(answer.score, abs=1e-5) and line["score"] == answer.score
+        assert line["text"] == row["text"] and line["input_label"] == row["label"]
+
+
+@pytest.mark.parametrize("form", ["dicts", "frame rows", "generator of dicts"])
+def test_rows_may_be_dictionaries(moods: Predictor, small: Path, form: str) -> None:
+    rows = rows_of(small / "moods-test.jsonl")
+    given = {
+        "dicts": rows,
+        "frame rows": pd.DataFrame(rows).to_dict("records"),
+        "generator of dicts": (r for r in rows),
+    }[form]
+    assert [a.label for a in moods.predict(given)] == [a.label for a in moods.predict([r["text"] for r in rows])]
+
+
+def test_nothing_gives_nothing(moods: Predictor) -> None:
+    assert moods.predict([]) == []
+
+
+@pytest.mark.parametrize("bad", ["", " \n"])
+def test_an_empty_text_is_refused_with_its_place(moods: Predictor, bad: str) -> None:
+    with pytest.raises(DataError, match=r"texts\[1\]: .*empty"):
+        moods.predict(["the hen", bad])
+
+
+@pytest.mark.parametrize("bad", [None, 3, [1, 2, 3], {"no": "text"}, {"text": None}, {"text": 3}, b"bytes"], ids=repr)
+def test_what_is_no_text_is_refused(moods: Predictor, bad: object) -> None:
+    with pytest.raises(DataError, match="texts"):
+        moods.predict(["the hen", bad])
+
+
+def test_below_the_least_score_it_abstains(moods: Predictor) -> None:
+    assert moods.predict("the hen", min_score=0.0)[0].label is not None
+    assert moods.predict("the hen", min_score=1.0)[0].label is None
+
+
+def test_an_abstaining_row_still_has_its_fields(finished: Path, small: Path) -> None:
+    (line, *_) = predict_files(finished, [small / "moods-test.jsonl"], min_score=1.0)
+    assert line["label"] is None and 0 < line["score"] < 1
+
+
+def test_a_tagger_gives_characters_of_the_text(tagger: Path, small: Path) -> None:
+    for line in predict_files(tagger, [small / "names-test.jsonl"]):
+        assert line["text"] == " ".join(line["tokens"])
+        assert all(line["text"][s["start"] : s["end"]] == s["text"] for s in line["spans"])
+    (answer,) = load(tagger).predict("Bob sang in Anna Inn")
+    assert answer.spans is not None and answer.label is None
+
+
+def test_a_text_file_has_a_text_on_each_line(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("the hen\nthe ring rang\n", encoding="utf-8")
+    assert [line["text"] for line in predict_files(finished, [tmp_path / "new.txt"])] == ["the hen", "the ring rang"]
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity"])
+def test_what_json_cannot_say_of_a_row_is_null_in_its_answer(finished: Path, tmp_path: Path, word: str) -> None:
+    (tmp_path / "new.jsonl").write_text(f'{{"text": "the hen", "price": {word}, "seen": [{word}]}}\n')
+    (line,) = predict_files(finished, [tmp_path / "new.jsonl"])
+    assert line["price"] is None and line["seen"] == [None]
+
+
+def test_columns_of_any_type_are_written_as_json(finished: Path, tmp_path: Path) -> None:
+    when = pd.Timestamp("2026-01-02")
+    pd.DataFrame({"text": ["the hen"], "when": [when], "raw": [b"\x00\xff"], "n": [1.5]}).to_parquet(
+        tmp_path / "n.parquet"
+    )
+    (line,) = predict_files(finished, [tmp_path / "n.parquet"])
+    assert json.dumps(line) and line["when"].startswith("2026-01-02")
+
+
+# Standard input
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_standard_input_has_texts_and_objects(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped(monkeypatch, '\ufeffthe hen\r\n\n{"text": "the ring", "n": 1}\n'.encode())
+    lines = list(predict_files(finished, ["-"]))
+    assert [(line["text"], line.get("n")) for line in lines] == [("the hen", None), ("the ring", 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"the hen\n{broken\n", "stdin:2: this is no JSON"), (b"caf\xe9\n", "stdin:1: .*UTF-8"), (b"", "no rows")],
+)
+def test_bad_standard_input_is_refused_by_line(finished: Path, monkeypatch: pytest.MonkeyPatch, content, says) -> None:
+    piped(monkeypatch, content)
+    with pytest.raises(DataError, match=says):
+        list(predict_files(finished, ["-"]))
+
+
+# Evaluation
+
+
+def test_rows_that_came_out_wrong_are_listed(finished: Path, small: Path, tmp_path: Path) -> None:
+    report = evaluate(finished, small / "moods-test.jsonl", errors=tmp_path / "wrong.jsonl")
+    wrong = rows_of(tmp_path / "wrong.jsonl")
+    assert len(wrong) == report.wrong == round((1 - report.metrics["accuracy"]) * report.rows)
+    assert all(row["gold"] != row["label"] and row["id"].startswith("moods-test.jsonl:") for row in wrong)
+
+
+def test_the_list_of_errors_is_not_written_over(finished: Path, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong.jsonl").write_text("mine")
+    with pytest.raises(RunError, match="already there"):
+        evaluate(finished, small / "moods-test.jsonl", errors=tmp_path / "wrong.jsonl")
+    assert (tmp_path / "wrong.jsonl").read_text() == "mine"
+
+
+def test_a_label_that_the_run_does_not_know_is_an_error_and_is_named(finished: Path, small: Path) -> None:
+    rows = rows_of(small / "moods-dev.jsonl")
+    report = evaluate(finished, [*rows, {"text": "the hen", "label": "brand new"}])
+    assert report.metrics["unseen_labels"] == ["brand new"] and report.rows == len(rows) + 1
+    assert report.metrics["accuracy"] == pytest.approx(
+        open_run(finished).metrics["dev"]["accuracy"] * len(rows) / (len(rows) + 1)
+    )
+
+
+def test_rows_without_labels_cannot_be_scored(finished: Path) -> None:
+    with pytest.raises(DataError, match=r"data\[1\]: the row has no label"):
+        evaluate(finished, [{"text": "the hen", "label": "calm"}, {"text": "the ring", "label": None}])
+
+
+# What may differ from the training
+
+
+def test_settings_of_the_training_are_fixed(finished: Path) -> None:
+    with pytest.raises(SettingsError, match=r"model\.unmask: this cannot differ from the training"):
+        load(finished, settings={"model.unmask": "all"})
+    with pytest.raises(SettingsError, match=r"eval\.batch_token: unknown setting; did you mean 'eval.batch_tokens'"):
+        load(finished, settings={"eval.batch_token": 3})
+
+
+def test_the_budget_changes_nothing_but_rounding(finished: Path, moods: Predictor, small: Path) -> None:
+    texts = [row["text"] for row in rows_of(small / "moods-test.jsonl")]
+    narrow = load(finished, settings={"eval.batch_tokens": 8}).predict(texts)
+    assert [a.score for a in narrow] == pytest.approx([a.score for a in moods.predict(texts)], abs=1e-5)
+
+
+def test_the_threads_that_are_asked_for_are_used(finished: Path) -> None:
+    load(finished, settings={"train.threads": 2})
+    try:
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+# The backbone
+
+
+@pytest.fixture
+def movable(small: Path, tiny_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run and its own copy of the backbone."""
+    backbone = Path(shutil.copytree(tiny_folder, tmp_path / "backbone"))
+    settings = {"train.steps": 1, "train.threads": 1, "lora.rank": 2}
+    train(small / "moods-train.jsonl", model=str(backbone), out=tmp_path / "run", settings=settings)
+    return tmp_path / "run", backbone
+
+
+def test_a_backbone_with_other_weights_is_refused(movable: tuple[Path, Path]) -> None:
+    run, backbone = movable
+    weights = load_file(backbone / "model.safetensors")
+    weights["model.norm.weight"] += 1e-3
+    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="its weights are not those of the training"):
+        load(run)
+
+
+def test_a_backbone_that_moved_is_named_anew(movable: tuple[Path, Path], tmp_path: Path) -> None:
+    run, backbone = movable
+    backbone.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="backbone"):
+        load(run)
+    assert load(run, settings={"model.name": str(tmp_path / "elsewhere")}).predict("the hen")[0].label
+
+
+def test_a_run_of_full_fine_tuning_needs_no_other_backbone(small: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    backbone = Path(shutil.copytree(tiny_folder, tmp_path / "backbone"))
+    settings = {"train.steps": 2, "train.threads": 1, "lora.kind": "full"}
+    train(small / "moods-train.jsonl", model=str(backbone), out=tmp_path / "run", settings=settings)
+    shutil.rmtree(backbone)
+    assert load(tmp_path / "run").predict("the hen")[0].label
