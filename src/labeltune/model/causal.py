@@ -28,7 +28,7 @@ from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key
 from labeltune.model import attention
 from labeltune.model.backbone import Backbone, wrap
-from labeltune.model.checkpoints import quietly, read_causal, read_config, resolve
+from labeltune.model.checkpoints import UNREADABLE, quietly, read_causal, read_config, resolve
 from labeltune.model.families import family_of, position_start
 from labeltune.model.layout import Layout, equal_lengths
 from labeltune.model.settings import ModelConfig
@@ -140,7 +140,7 @@ def build(
         with torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(key.value)
             model = make(copy.deepcopy(stock), dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except UNREADABLE as error:
         raise _no_config(path, error) from error
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
     return _beside(model, stock, checkpointing=checkpointing, trainable=True, source=str(path))
@@ -164,7 +164,7 @@ def _read_json(path: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConf
             config: PretrainedConfig = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **ids, **facts})
     except FileNotFoundError:
         raise SettingsError("there is no such file", at=str(path), hint="give a config.json or its folder") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise _no_config(path, error) from error
     entries = config.get_text_config().vocab_size
     if entries < len(tokenizer):

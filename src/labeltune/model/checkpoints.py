@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError  # a configuration whose numbers do not fit one another
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -40,7 +41,11 @@ DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.bpe.model")
 _LEFT_OVER = ("rotary_emb.inv_freq", "masked_bias", "attn.bias", "attention.bias")  # buffers in old checkpoints
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, ZeroDivisionError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers raises for files that are damaged, or none of its own."""
 
 
 def load_tokenizer(config: ModelConfig, folder: Path | None = None) -> PreTrainedTokenizerBase:
@@ -52,7 +57,7 @@ def load_tokenizer(config: ModelConfig, folder: Path | None = None) -> PreTraine
     try:
         with quietly():
             tokenizer = _read_tokenizer(name, config)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable("the tokenizer", name, config, error) from error
     if not tokenizer.is_fast:
         hint = "convert it to a tokenizer.json"
@@ -137,7 +142,7 @@ def read_config(name: str, config: ModelConfig) -> PretrainedConfig:
         with quietly():
             read: Callable[..., PretrainedConfig] = AutoConfig.from_pretrained
             return read(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable("the model", name, config, error) from error
 
 
@@ -202,7 +207,7 @@ def _read_as(
             output_loading_info=True,
             **words,
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable("the model", name, config, error) from error
     if config.quantization == "none":
         model.to(device)
