@@ -143,6 +143,6 @@ def word_features(words: Sequence[str]) -> list[list[str]]:
 
 
 def shape(word: str) -> str:
-    """`Harrowmouth` -> `Xxx`, `BZ-3306` -> `XX-000`: letters and digits as X, x and 0, runs cut at three."""
+    """`Harrowmouth` -> `Xxxx`, `BZ-3306` -> `XX-000`: letters and digits as X, x and 0, runs cut at three."""
     kinds = "".join("0" if c.isdigit() else "X" if c.isupper() else "x" if c.isalpha() else c for c in word)
     return re.sub(r"(.)\1{3,}", r"\1\1\1", kinds)
