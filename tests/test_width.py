@@ -23,7 +23,9 @@ import labeltune
 from labeltune.assembly import untested
 from labeltune.cli import app
 from labeltune.config import describe, make
+from labeltune.errors import DataError
 from labeltune.fitting import Said
+from labeltune.model.lora import Adapter
 from labeltune.recipe import MAIN, draft_recipe
 
 COLOURS = ("blue", "green", "red")
@@ -132,7 +134,7 @@ def trained_on_a_list(tiny_folder, tmp_path_factory):
     return train(ROWS, tiny_folder, tmp_path_factory.mktemp("list") / "run")
 
 
-@pytest.mark.parametrize("form", ["rows.jsonl.zst", "rows.tsv", "folder", "parquet", "saved data set", "data frame"])
+@pytest.mark.parametrize("form", ["rows.jsonl.zst", "rows.tsv", "folder", "parquet", "saved data set"])
 def test_every_form_of_the_rows_trains_the_same_head(form, tiny_folder, trained_on_a_list, tmp_path):
     _same_head(form, tiny_folder, trained_on_a_list, tmp_path)
 
@@ -188,6 +190,35 @@ def test_rows_that_cannot_be_used_are_counted_and_the_counts_add_up(policy, tiny
     if quarantine.exists():
         kept = [json.loads(line) for line in quarantine.read_text().splitlines()]
         assert [row["at"] for row in kept] == ["rows.jsonl:1", "rows.jsonl:26", "rows.jsonl:27"]
+
+
+def test_new_rows_are_passed_over_only_when_that_is_asked_for(tiny_folder, tmp_path):
+    run = train(ROWS, tiny_folder, tmp_path / "run", data__on_bad_row="skip")
+    path = write_jsonl(tmp_path / "new.jsonl", [ROWS[0], {"text": None, "label": "red"}, ROWS[-1]])
+    with pytest.raises(DataError, match=r"new\.jsonl:2: the row has no text"):
+        labeltune.evaluate(run.folder, path)
+    with pytest.raises(DataError, match=r"texts\[1\]"):
+        labeltune.load(run.folder).predict(["one", "", "three"])
+    assert "bad_rows" not in labeltune.evaluate(run.folder, ROWS).metrics
+    skip = {"data.on_bad_row": "skip"}
+    assert labeltune.evaluate(run.folder, path, settings=skip).metrics["bad_rows"] == 1
+    answered = command("predict", run.folder, path, "--on-bad-row", "skip")
+    assert len(answered.stdout.splitlines()) == 2 and "1 rows could not be used" in answered.stderr
+
+
+def test_a_lone_text_stands_in_the_only_field_of_the_template(tiny_folder, tmp_path):
+    run = train(ROWS, tiny_folder, tmp_path / "run", data__template="say: {text} label:")
+    predictor = labeltune.load(run.folder)
+    lone, row = predictor.predict(ROWS[0]["text"], scores=True), predictor.predict([ROWS[0]], scores=True)
+    assert dict(lone[0].scores) == dict(row[0].scores)
+
+
+def test_a_template_of_two_fields_asks_for_both(tiny_folder, tmp_path):
+    rows = [{"title": "a", **row} for row in ROWS]
+    run = train(rows, tiny_folder, tmp_path / "run", dev=rows, data__template="{title}: {text}")
+    with pytest.raises(DataError, match="title"):
+        labeltune.load(run.folder).predict("a lone text")
+    assert labeltune.load(run.folder).predict([{"title": "a", "text": "b"}])
 
 
 def test_training_begins_with_the_linter_in_short(tiny_folder, tmp_path):
@@ -316,34 +347,6 @@ def test_ordered_labels_score_as_scikit_learn_does(tiny_folder, tmp_path):
     assert all(0 <= row["value"] <= 2 for row in found)
 
 
-def _journey(who, where, number):
-    """A row with two spans."""
-    spans = [[0, len(who), "person"], [len(who) + 9, len(who) + 9 + len(where), "place"]]
-    return {"text": f"{who} went to {where} {number}", "spans": spans}
-
-
-TAGGED = [_journey(who, where, n) for n in range(3) for who, where in [("Ann", "Rome"), ("Bob", "New York")]]
-WAYS = {
-    "attention pooling": (ROWS, {"model__pooling": "attention", "lora__kind": "lora"}),
-    "DoRA": (ROWS, {"lora__kind": "dora", "lora__dropout": 0.0, "lora__rank": 2}),
-    "rsLoRA, half unmasked": (ROWS, {"lora__kind": "rslora", "model__unmask": "last:2", "lora__rank": 2}),
-    "focal, balanced": (ROWS, {"head__loss": "focal", "head__class_weights": "balanced"}),
-    "pooled logits of windows": (ROWS, {"model__pool_on": "logits", "model__pooling": "max", "data__max_tokens": 16}),
-    "tags in windows": (TAGGED, {"data__max_tokens": 12, "data__overlap": 4}),
-    "CRF": (TAGGED, {"head__crf": True}),
-    "neighbours as context": (TAGGED, {"data__context": 1}),
-    "full": (ROWS, {"lora__kind": "full"}),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_reloaded_run_scores_dev_as_its_training_did(way, tiny_folder, tmp_path):
-    rows, settings = WAYS[way]
-    run = train(rows, tiny_folder, tmp_path / "run", dev=rows, **settings)
-    again = labeltune.evaluate(run.folder, rows)
-    assert {name: again.metrics[name] for name in run.metrics["dev"]} == pytest.approx(run.metrics["dev"], abs=1e-6)
-
-
 # Decisions
 
 
@@ -354,6 +357,25 @@ def test_min_score_abstains_and_leaves_the_other_answers(tiny_folder, trained_on
     some = _written_predictions(trained_on_a_list, ROWS, tmp_path, "--min-score", bar)
     kept = [row["label"] if row["score"] >= bar else None for row in everything]
     assert [row["label"] for row in some] == kept and None in kept
+
+
+# Quantised backbones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_quantised_backbone_trains_saves_reloads_and_answers(bits, shared, tmp_path):
+    model = shared / "models" / "tinystories-656k"
+    settings = {"lora__kind": "lora", "lora__rank": 4, "model__quantization": bits}
+    run = train(ROWS, model, tmp_path / "run", dev=ROWS, **settings)
+    predictor = labeltune.load(run.folder)
+    saved = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    Adapter.load(run.folder / "adapter").save(tmp_path / "copy")
+    again = load_file(tmp_path / "copy" / "adapter_model.safetensors")
+    assert saved.keys() == again.keys() and all(np.array_equal(saved[name], again[name]) for name in saved)
+    assert labeltune.evaluate(run.folder, ROWS).metrics["log_loss"] == pytest.approx(run.metrics["dev"]["log_loss"])
+    assert predictor.predict("the red thing")[0].label in COLOURS
+    assert run.metrics["train"]["peak_memory_gib"] > 0
 
 
 # Continuing
