@@ -8,10 +8,9 @@ Interrupted anywhere, the same call with `resume=True` goes on and ends with the
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +21,19 @@ import torch
 
 from labeltune.assembly import Assembly, assemble, task_of, untested
 from labeltune.card import write_card
-from labeltune.config import Config, gather, make, read_toml, to_toml, with_settings
+from labeltune.config import Config, gather, to_toml, with_settings
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded, load
 from labeltune.data.lint import lint
 from labeltune.data.store import Store
 from labeltune.errors import RunError
+from labeltune.facts import Checked, Listener, Ready, Said, Scored, quiet
+from labeltune.folder import asked_before, claimed, content_of, facts_of, is_finished, parts, refuse_other
 from labeltune.inference import Labeller, NotFinite, caveats, lost
 from labeltune.initial import start_from
 from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.keys import Key
-from labeltune.ledger import LEDGER, Ledger
+from labeltune.ledger import Ledger
 from labeltune.model.member import LabelModel
-from labeltune.model.selfcheck import Report
 from labeltune.run import (
     BACKBONE,
     CONFIG,
@@ -44,25 +44,19 @@ from labeltune.run import (
     WORK,
     Run,
     finite,
-    is_claimed,
     open_run,
     plain_metrics,
     refuse_existing,
-    state_of,
     unseal,
     write_run,
 )
 from labeltune.schema import Example
 from labeltune.storage import (
-    HOLDER_NAME,
-    LOCK_NAME,
     append_jsonl,
     atomic_folder,
-    lock,
     read_json,
     read_jsonl,
     to_json,
-    told,
     write_atomic,
     write_json,
 )
@@ -73,45 +67,6 @@ from labeltune.training.trainer import MICRO_TOKENS, Evaluate, Group, Step, Tria
 from labeltune.training.trainer import train as steps
 
 CHECKPOINT = "checkpoint.safetensors"
-Listener = Callable[[object], None]
-
-
-@dataclass(frozen=True)
-class Said:
-    """A sentence for the user."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The loaded model passed the self-check."""
-
-    report: Report
-
-
-@dataclass(frozen=True)
-class Ready:
-    """Everything is loaded and checked; training begins (or goes on) at `step` of `total`."""
-
-    config: Config
-    rows: Mapping[str, int]
-    labels: int
-    trained_parameters: int
-    step: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The final figures of one split."""
-
-    split: str
-    metrics: Mapping[str, Any]
-
-
-def quiet(fact: object) -> None:
-    """The listener that hears nothing."""
 
 
 def train(
@@ -141,13 +96,13 @@ def train(
     start = None if init is None else str(init)
     asked = gather(config, {**named, "model.name": model, "task": task, "train.init": start}, settings or {})
     if resume:
-        asked = _asked_before(folder, asked)
-        if _is_finished(folder):
+        asked = asked_before(folder, asked)
+        if is_finished(folder):
             listen(Said(f"{folder} is finished already"))
             return open_run(folder)
     else:
         refuse_existing(folder)
-    with _claimed(folder), _threads(asked.train.threads):
+    with claimed(folder), _threads(asked.train.threads):
         if not resume:
             refuse_existing(folder)  # again, for another training may just have ended here
         job = _prepare(asked, folder, given, listen)
@@ -237,7 +192,7 @@ def _begin(job: _Job, listen: Listener) -> None:
     """Write down what is trained on what, and take up the checkpoint, if there is one."""
     _settle_folder(job)
     _go_on(job)
-    counts = {name: len(split) for name, split in _parts(job.loaded).items()}
+    counts = {name: len(split) for name, split in parts(job.loaded).items()}
     trained = sum(p.numel() for p in job.trial.parameters.values())
     trial, assembly = job.trial, job.assembly
     listen(Ready(assembly.config, counts, len(assembly.labels), trained, trial.step, trial.plan.total))
@@ -260,7 +215,7 @@ def _encode(dataset: Dataset, assembly: Assembly, folder: Path) -> Store:
 
 def _encoding_key(dataset: Dataset, assembly: Assembly) -> str:
     """Stands for the rows, the labels, the tokenizer and all settings of the encoding."""
-    return assembly.encoder.key(_content(dataset), dataset.name, *assembly.labels.names)
+    return assembly.encoder.key(content_of(dataset), dataset.name, *assembly.labels.names)
 
 
 def _labeller(assembly: Assembly) -> Labeller:
@@ -311,50 +266,15 @@ def label_counts(rows: Store, width: int) -> np.ndarray:
 
 def _settle_folder(job: _Job) -> None:
     """Write the settled settings and the splits, or compare them with those of the training that goes on."""
-    splits = {name: _facts(split, job.loaded.split_ids.get(name)) for name, split in _parts(job.loaded).items()}
+    splits = {name: facts_of(split, job.loaded.split_ids.get(name)) for name, split in parts(job.loaded).items()}
     splits["train"]["encoded"] = _encoding_key(job.loaded.train, job.assembly)
     path = job.folder / SPLITS
     if path.exists():
         before: Any = read_json(path)
         for name in splits.keys() | before.keys():
-            _refuse_other(name, before.get(name), splits.get(name), job.folder)
+            refuse_other(name, before.get(name), splits.get(name), job.folder)
     write_json(path, splits)
     write_atomic(job.folder / CONFIG, to_toml(job.assembly.config))
-
-
-def _parts(loaded: Loaded) -> dict[str, Dataset]:
-    parts = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
-    return {name: split for name, split in parts.items() if split is not None}
-
-
-def _facts(split: Dataset, ids: list[str] | None) -> dict[str, Any]:
-    """Where a split's rows come from, what they are, and their ids where they were taken from another split."""
-    return {"source": split.source, "sha256": split.sha256, "rows": len(split), "content": _content(split), "ids": ids}
-
-
-def _content(split: Dataset) -> str:
-    """A hash that other rows would not have: the file's, or of the rows that only memory holds."""
-    if split.sha256 is not None:
-        return split.sha256
-    digest = hashlib.sha256()
-    for row in split:
-        digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _refuse_other(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, folder: Path) -> None:
-    """Refuse to go on with other rows, or with rows that are read in another way."""
-    hint = "restore it, or train into a new folder"
-    if before is None or now is None:
-        raise RunError(
-            f"this training began {'without' if before is None else 'with'} a {name} split", at=str(folder), hint=hint
-        )
-    if any(before.get(fact) != now[fact] for fact in ("rows", "content", "ids")):
-        raise RunError(
-            f"the {name} rows ({now['source']}) are not those that this training began with", at=str(folder), hint=hint
-        )
-    if before.get("encoded") != now.get("encoded"):
-        raise RunError("the tokenizer is not the one that this training began with", at=str(folder), hint=hint)
 
 
 def _go_on(job: _Job) -> None:
@@ -474,7 +394,7 @@ def _write(job: _Job, figures: Mapping[str, Any], calibration: Calibration, stat
 
 def _bad_rows(loaded: Loaded) -> int:
     """Rows that could not be used; splits that were taken from one source share its count."""
-    return sum({split.source: split.bad_rows for split in _parts(loaded).values()}.values())
+    return sum({split.source: split.bad_rows for split in parts(loaded).values()}.values())
 
 
 def _way_of_bad_rows(job: _Job) -> str:
@@ -493,73 +413,6 @@ def _train_figures(job: _Job) -> dict[str, Any]:
         "bad_rows": _bad_rows(job.loaded),
         **({"lost": dict(job.lost)} if job.lost else {}),
     }
-
-
-def _asked_before(folder: Path, config: Config) -> Config:
-    """The settings that the folder was begun with; a flag that says otherwise is refused."""
-    path = folder / CONFIG
-    if not path.exists():
-        if not is_claimed(folder):
-            raise RunError("there is no training to go on with", at=str(folder), hint="leave --resume out")
-        return config
-    saved = make(read_toml(path), at=str(path))
-    was = _flat(saved.model_dump())
-    for name, value in _flat(config.model_dump(exclude_unset=True)).items():
-        if was.get(name) != value and value != "auto" and not _same_path(was.get(name), value):
-            raise RunError(
-                f"{name} was {was.get(name)!r} when this training began and is {value!r} now",
-                at=str(folder),
-                hint="leave it out, or train into a new folder",
-            )
-    return saved
-
-
-def _same_path(was: object, now: object) -> bool:
-    return isinstance(was, str) and isinstance(now, str) and Path(was).resolve() == Path(now).resolve()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and prefix == "":
-            flat |= _flat(value, f"{name}.")
-        elif value is not None:
-            flat[prefix + name] = value
-    return flat
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether the folder is finished; what a kill left of the work is cleared away."""
-    finished = state_of(folder) == "finished"
-    if finished:
-        shutil.rmtree(folder / WORK, ignore_errors=True)
-    return finished
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Lock the folder; where training never began, leave no trace of it."""
-    with told(folder):
-        made = [part for part in (folder, *folder.parents) if not part.exists()]
-    with lock(folder):
-        try:
-            yield
-        finally:
-            if not (folder / CONFIG).exists():
-                _sweep(folder, made)
-
-
-def _sweep(folder: Path, made: list[Path]) -> None:
-    """Remove what was written before training began, and the folders `made` for it if nothing else is in them."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    for name in (LEDGER, LOG, SPLITS, QUARANTINE):
-        (folder / name).unlink(missing_ok=True)
-    if made:
-        for name in (LOCK_NAME, HOLDER_NAME):
-            (folder / name).unlink(missing_ok=True)
-    for part in made:
-        if not any(part.iterdir()):
-            part.rmdir()
 
 
 @contextmanager

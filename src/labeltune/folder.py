@@ -1,0 +1,128 @@
+"""The folder that a training works in: claimed by one process, and compared when it is taken up again.
+
+Who goes on must want what was begun: the same settings where they are given, the same rows, the same tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from labeltune.config import Config, make, read_toml
+from labeltune.data.datasets import QUARANTINE, Dataset, Loaded
+from labeltune.errors import RunError
+from labeltune.ledger import LEDGER
+from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, state_of
+from labeltune.storage import HOLDER_NAME, LOCK_NAME, lock, told
+
+
+def asked_before(folder: Path, config: Config) -> Config:
+    """The settings that the folder was begun with; a flag that says otherwise is refused."""
+    path = folder / CONFIG
+    if not path.exists():
+        if not is_claimed(folder):
+            raise RunError("there is no training to go on with", at=str(folder), hint="leave --resume out")
+        return config
+    saved = make(read_toml(path), at=str(path))
+    was = _flat(saved.model_dump())
+    for name, value in _flat(config.model_dump(exclude_unset=True)).items():
+        if was.get(name) != value and value != "auto" and not _same_path(was.get(name), value):
+            raise RunError(
+                f"{name} was {was.get(name)!r} when this training began and is {value!r} now",
+                at=str(folder),
+                hint="leave it out, or train into a new folder",
+            )
+    return saved
+
+
+def _same_path(was: object, now: object) -> bool:
+    return isinstance(was, str) and isinstance(now, str) and Path(was).resolve() == Path(now).resolve()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and prefix == "":
+            flat |= _flat(value, f"{name}.")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder is finished; what a kill left of the work is cleared away."""
+    finished = state_of(folder) == "finished"
+    if finished:
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    return finished
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Lock the folder; where training never began, leave no trace of it."""
+    with told(folder):
+        made = [part for part in (folder, *folder.parents) if not part.exists()]
+    with lock(folder):
+        try:
+            yield
+        finally:
+            if not (folder / CONFIG).exists():
+                _sweep(folder, made)
+
+
+def _sweep(folder: Path, made: list[Path]) -> None:
+    """Remove what was written before training began, and the folders `made` for it if nothing else is in them."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    for name in (LEDGER, LOG, SPLITS, QUARANTINE):
+        (folder / name).unlink(missing_ok=True)
+    if made:
+        for name in (LOCK_NAME, HOLDER_NAME):
+            (folder / name).unlink(missing_ok=True)
+    for part in made:
+        if not any(part.iterdir()):
+            part.rmdir()
+
+
+def parts(loaded: Loaded) -> dict[str, Dataset]:
+    parts = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
+    return {name: split for name, split in parts.items() if split is not None}
+
+
+def facts_of(split: Dataset, ids: list[str] | None) -> dict[str, Any]:
+    """Where a split's rows come from, what they are, and their ids where they were taken from another split."""
+    return {
+        "source": split.source,
+        "sha256": split.sha256,
+        "rows": len(split),
+        "content": content_of(split),
+        "ids": ids,
+    }
+
+
+def content_of(split: Dataset) -> str:
+    """A hash that other rows would not have: the file's, or of the rows that only memory holds."""
+    if split.sha256 is not None:
+        return split.sha256
+    digest = hashlib.sha256()
+    for row in split:
+        digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def refuse_other(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, folder: Path) -> None:
+    """Refuse to go on with other rows, or with rows that are read in another way."""
+    hint = "restore it, or train into a new folder"
+    if before is None or now is None:
+        raise RunError(
+            f"this training began {'without' if before is None else 'with'} a {name} split", at=str(folder), hint=hint
+        )
+    if any(before.get(fact) != now[fact] for fact in ("rows", "content", "ids")):
+        raise RunError(
+            f"the {name} rows ({now['source']}) are not those that this training began with", at=str(folder), hint=hint
+        )
+    if before.get("encoded") != now.get("encoded"):
+        raise RunError("the tokenizer is not the one that this training began with", at=str(folder), hint=hint)
