@@ -220,16 +220,16 @@ class _Sheet:
         """Tokenise and write what waits."""
         if not self._waiting:
             return
-        starts = not self._cut.specials.prefix  # then a document's first token is not predicted
+        bare = not self._cut.specials.prefix  # then a document's first token is not predicted
         encoded = self._cut.tokenizer(
             self._waiting,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            return_offsets_mapping=starts,
+            return_offsets_mapping=bare,
             verbose=False,
         )
-        offsets = encoded["offset_mapping"] if starts else [None] * len(self._waiting)
+        offsets = encoded["offset_mapping"] if bare else [None] * len(self._waiting)
         for text, ids, places in zip(self._waiting, encoded["input_ids"], offsets, strict=True):
             if ids:
                 self._document(np.array(ids, self._cut.dtype))

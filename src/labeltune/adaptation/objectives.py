@@ -22,7 +22,7 @@ class Row:
     """A document or a part of one, as the model reads it.
 
     number: its address for random choices. tokens: int32 (n), special tokens included.
-    first, last: the tokens `first:last` are there to be predicted; those before are context, those after special.
+    first, last: the tokens `first:last` are text that is new in this row; before stands context, behind an end token.
     """
 
     number: int
@@ -57,8 +57,8 @@ class Objective:
 
 
 def clm(row: Row, masking: Masking) -> Encoded:
-    """Causal language modelling: each token from those before it."""
-    return _targets(row.tokens, np.arange(max(row.first, 1), row.last), row.tokens)
+    """Causal language modelling: each new token, an end token too, from those before it."""
+    return _targets(row.tokens, np.arange(max(row.first, 1), len(row.tokens)), row.tokens)
 
 
 def mntp(row: Row, masking: Masking) -> Encoded:
