@@ -49,7 +49,7 @@ def encode(corpus: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> np.
 
 
 def rows(stream: np.ndarray, step: int, count: int, length: int, seed: int) -> torch.Tensor:
-    """Rows of step `step` as (count, length + 1) ids: a fresh permutation of all rows in each epoch, by address alone."""
+    """Rows of one step as (count, length + 1) ids: a fresh permutation of all rows in each epoch, by address alone."""
     total = (len(stream) - 1) // length
     ids = []
     for index in range(step * count, (step + 1) * count):

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaModel
 from labeltune import Interrupted, Run, load, open_run, train
 from labeltune.config import Config, read_toml
 from labeltune.errors import RunError
-from labeltune.fitting import Ready, Said, Scored
+from labeltune.facts import Ready, Said, Scored
 from labeltune.training.trainer import Step
 
 QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}

@@ -24,7 +24,7 @@ from labeltune.assembly import untested
 from labeltune.cli import app
 from labeltune.config import describe, make
 from labeltune.errors import DataError
-from labeltune.fitting import Said
+from labeltune.facts import Said
 from labeltune.model.lora import Adapter
 from labeltune.recipe import MAIN, draft_recipe
 

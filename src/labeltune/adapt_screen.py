@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from labeltune.adaptation.adapt import Looked, Ready
 from labeltune.adaptation.loop import Step
-from labeltune.fitting import Checked, Said
+from labeltune.facts import Checked, Said
 
 
 class AdaptScreen:

@@ -88,8 +88,9 @@ def _sweep(folder: Path, made: list[Path]) -> None:
 
 
 def parts(loaded: Loaded) -> dict[str, Dataset]:
-    parts = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
-    return {name: split for name, split in parts.items() if split is not None}
+    """The splits that there are, by name."""
+    splits = {"train": loaded.train, "dev": loaded.dev, "test": loaded.test}
+    return {name: split for name, split in splits.items() if split is not None}
 
 
 def facts_of(split: Dataset, ids: list[str] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from labeltune.fitting import Checked, Ready, Said, Scored
+from labeltune.facts import Checked, Ready, Said, Scored
 from labeltune.inference import caveats
 from labeltune.run import is_number
 from labeltune.training.trainer import Step

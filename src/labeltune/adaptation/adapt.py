@@ -25,7 +25,7 @@ from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing,
 from labeltune.adaptation.settings import Adaptation
 from labeltune.adaptation.setup import Setup, set_up
 from labeltune.errors import ModelError, RunError
-from labeltune.fitting import Checked, Listener, Said, quiet
+from labeltune.facts import Checked, Listener, Said, quiet
 from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.run import finite
 from labeltune.storage import append_jsonl, lock, read_jsonl, write_atomic
