@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import statistics
@@ -107,29 +108,43 @@ SETS = {
 # Data
 
 
-def prepare(data: Path, work: Path) -> Path:
-    """A folder with all files as they lie, but AG News, of which seeded parts are cut (train and dev apart)."""
+def prepare(data: Path, work: Path, rows: int | None) -> Path:
+    """A folder with all files as they lie; with `rows`, seeded parts of them: rows, a third and two thirds of it.
+
+    AG News is always cut (train and dev apart), for its training file has no dev part.
+    """
     folder = work / "data"
     if folder.is_dir():
         return folder
     partial = work / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
+    sizes = AG_ROWS if rows is None else {"train": rows, "dev": rows // 3, "test": 2 * rows // 3}
     for each in SETS.values():
-        for name in each.files if each.name != "ag_news" else ():
+        for name, size in zip(each.files, sizes.values(), strict=True) if each.name != "ag_news" else ():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(data / name, partial / name)
+            whole = (data / name).read_text("utf-8")
+            (partial / name).write_text(whole if rows is None else _part(whole, size, each.task), "utf-8")
     (partial / "ag_news").mkdir()
     lines = (data / "ag_news" / "train_subset_derived.jsonl").read_text("utf-8").splitlines(True)
-    chosen = random.Random(0).sample(sorted(set(lines)), AG_ROWS["train"] + AG_ROWS["dev"])
+    chosen = random.Random(0).sample(sorted(set(lines)), sizes["train"] + sizes["dev"])
     tests = (data / "ag_news" / "test.csv").read_text("utf-8").splitlines(True)
     for name, part in (
-        ("train.jsonl", chosen[: AG_ROWS["train"]]),
-        ("dev.jsonl", chosen[AG_ROWS["train"] :]),
-        ("test.csv", random.Random(0).sample(tests, AG_ROWS["test"])),
+        ("train.jsonl", chosen[: sizes["train"]]),
+        ("dev.jsonl", chosen[sizes["train"] :]),
+        ("test.csv", random.Random(0).sample(tests, sizes["test"])),
     ):
         (partial / "ag_news" / name).write_text("".join(part), "utf-8")
     partial.rename(folder)
     return folder
+
+
+def _part(whole: str, size: int, task: str) -> str:
+    """A seeded part of the lines, or of the sentences that empty lines part; all where there are no more."""
+    if task != "tagging":
+        lines = whole.splitlines(True)
+        return "".join(random.Random(0).sample(lines, min(size, len(lines))))
+    sentences = [s for s in re.split(r"\n[ \t]*\n", whole) if s.strip()]
+    return "\n\n".join(s.strip("\n") for s in random.Random(0).sample(sentences, min(size, len(sentences)))) + "\n"
 
 
 # Cells
@@ -248,8 +263,10 @@ def cell(
     return row
 
 
-def rate(cells: Cells, each: Set, data: Path, model: str, work: Path) -> float:
-    """The learning rate of a data set, for both sides: the best on dev of `rate_of`, by labeltune."""
+def rate(cells: Cells, each: Set, data: Path, model: str, work: Path, given: float | None) -> float:
+    """The learning rate of both sides: the given one, or the best on dev of `rate_of`, by labeltune."""
+    if given is not None:
+        return given
     source = SETS[each.rate_of]
     tried = {lr: cell(cells, source, "labeltune", RATE_SEED, lr, data, model, work)["dev"] for lr in RATES}
     return max(tried, key=lambda lr: tried[lr])
@@ -259,10 +276,16 @@ def run(arguments: argparse.Namespace) -> None:
     """Every cell that is not finished yet."""
     work = Path(arguments.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    cells, data, model = Cells(work), prepare(Path(arguments.data), work), str(Path(arguments.model).resolve())
+    about = {"rows": arguments.rows, "lr": arguments.lr}
+    (work / "about.json").write_text(json.dumps(about), "utf-8")
+    cells, data, model = (
+        Cells(work),
+        prepare(Path(arguments.data), work, arguments.rows),
+        str(Path(arguments.model).resolve()),
+    )
     for name in arguments.sets:
         each = SETS[name]
-        lr = rate(cells, each, data, model, work)
+        lr = rate(cells, each, data, model, work, arguments.lr)
         for seed in range(arguments.seeds):
             for side in sorted(SIDES, reverse=seed % 2 == 1):  # by turns, and neither always first
                 cell(cells, each, side, seed, lr, data, model, work)
@@ -322,7 +345,11 @@ def interval(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[fl
 def figures(cells: Cells, each: Set) -> dict[str, Any] | None:
     """All figures of a data set, over the seeds that both sides have finished."""
     tried = {row["lr"]: row["dev"] for row in cells.find(set=each.rate_of, seed=RATE_SEED)}
-    if len(tried) < len(RATES):
+    if not tried:  # one rate was given for all
+        tried = {row["lr"]: 0.0 for row in cells.find(set=each.name)}
+    elif len(tried) < len(RATES):
+        return None
+    if not tried:
         return None
     lr = max(tried, key=lambda one: tried[one])
     by_side = {side: {row["seed"]: row for row in cells.find(set=each.name, side=side, lr=lr)} for side in SIDES}
@@ -358,6 +385,7 @@ def report(arguments: argparse.Namespace) -> None:
     found = [entry for each in SETS.values() if (entry := figures(cells, each)) is not None]
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     facts = {"hardware": arguments.hardware, "python": platform.python_version(), **versions, "same": SAME}
+    facts["about"] = json.loads((Path(arguments.work) / "about.json").read_text("utf-8"))
     facts["weights"] = json.loads((Path(arguments.work) / "weights.json").read_text("utf-8"))
     out = Path(arguments.out)
     out.with_suffix(".json").write_text(json.dumps({**facts, "sets": found}, indent=1) + "\n", "utf-8")
@@ -375,6 +403,7 @@ def _markdown(facts: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         "Both sides: "
         + ", ".join(f"{name} {value}" for name, value in SAME.items())
         + ", fp32, linear schedule, causal.",
+        _cut(facts["about"]),
         "How to repeat it, and what was kept equal: `benchmarks/README.md`.",
         "",
         "## Weights after twenty steps",
@@ -427,6 +456,16 @@ def _markdown(facts: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
     return "\n".join(lines) + "\n"
 
 
+def _cut(about: Mapping[str, Any]) -> str:
+    rows, lr = about["rows"], about["lr"]
+    rate = (
+        f"One learning rate for all, {lr:g}, not tuned." if lr else "The learning rate was chosen on dev by labeltune."
+    )
+    if rows is None:
+        return f"All rows, but AG News: {AG_ROWS}. {rate}"
+    return f"Seeded parts of the data: {rows} training, {rows // 3} dev, {2 * rows // 3} test rows a set. {rate}"
+
+
 def _spread(values: Sequence[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f}"
@@ -444,6 +483,8 @@ def main() -> None:
         command.set_defaults(do=do)
     running.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     running.add_argument("--seeds", type=int, default=5)
+    running.add_argument("--rows", type=int, help="train on so many rows of each set, instead of all")
+    running.add_argument("--lr", type=float, help="one learning rate for all, instead of a choice on dev")
     reporting = commands.add_parser("report")
     reporting.add_argument("--work", required=True)
     reporting.add_argument("--out", required=True, help="path without suffix; .md and .json are written")
