@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from labeltune.adaptation.adapt import adapt as adapt
     from labeltune.config import Config as Config
     from labeltune.errors import DataError as DataError
     from labeltune.errors import LabeltuneError as LabeltuneError
@@ -45,6 +46,7 @@ _HOMES = {
     "SettingsError": "errors",
     "Span": "schema",
     "SpanPrediction": "schema",
+    "adapt": "adaptation.adapt",
     "draft_recipe": "recipe",
     "evaluate": "predict",
     "inspect": "inspection",

@@ -49,7 +49,7 @@ class AdaptScreen:
             self._ready(fact)
         elif isinstance(fact, Step):
             self._step(fact)
-        elif isinstance(fact, Looked):
+        elif isinstance(fact, Looked) and (fact.score or fact.pace):
             self._looked(fact)
 
     def _ready(self, fact: Ready) -> None:

@@ -87,9 +87,6 @@ def config_file(given: str) -> Path:
 def tokenizer_folder(config: AdaptConfig) -> Path | None:
     """Where a fresh model's tokenizer lies; None: beside the weights of `model.name`."""
     if config.from_config is None:
-        if config.tokenizer is not None:
-            hint = "a model is adapted with its own tokenizer: leave it out"
-            raise SettingsError("goes with adapt.from_config", at="adapt.tokenizer", hint=hint)
         return None
     folder = Path(config.tokenizer).expanduser() if config.tokenizer else config_file(config.from_config).parent
     if not folder.is_dir():

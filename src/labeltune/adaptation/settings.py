@@ -21,7 +21,7 @@ class AdaptConfig(Settings):
 
     texts: tuple[str, ...] = ()
     """Text files (documents parted by an empty line), or data files with a text column; .xz, .zst and .gz too."""
-    heldout: str | Annotated[float, Field(ge=0, lt=1)] = 0.02
+    heldout: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Text that no step trains on: a file, or a share of the documents (chosen by their content; 0 holds none out)."""
     objective: Annotated[str, one_of(OBJECTIVES)] = "clm"
     """clm: the next token. mntp: hidden tokens, each from the place before it, with the causal mask removed."""
@@ -36,8 +36,7 @@ class AdaptConfig(Settings):
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Training tokens in all, instead of epochs."""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of AdamW, H being the hidden size [2e-5 · 4096 / H; with an adapter 2e-4 · sqrt(4096 / H);
-    with from_config 1 / H]."""
+    """Peak learning rate of AdamW [hidden size H: 2e-5 · 4096 / H, adapter 2e-4 · (4096 / H)^½, fresh model 1 / H]."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of Muon [2 · lr]."""
     optimiser: Annotated[str, one_of(OPTIMISERS)] | None = None

@@ -61,6 +61,7 @@ def set_up(config: Adaptation, folder: Path) -> Setup:
     Raises:
         LabeltuneError: bad text, a model that cannot do it, impossible settings.
     """
+    _refuse_contradictions(config)
     texts, heldout = _open(config)
     if config.adapt.threads is not None:
         torch.set_num_threads(config.adapt.threads)
@@ -122,7 +123,6 @@ def _model(config: Adaptation, tokenizer: PreTrainedTokenizerBase) -> Causal:
     device = pick_device(config.adapt.device)
     checkpointing = config.model.checkpointing == "on"
     if config.adapt.from_config is not None:
-        _refuse_for_fresh(config)
         key = _key(config.adapt).fold("weights")
         path = config_file(config.adapt.from_config)
         return causals.build(path, tokenizer, key=key, device=device, checkpointing=checkpointing)
@@ -134,13 +134,18 @@ def _model(config: Adaptation, tokenizer: PreTrainedTokenizerBase) -> Causal:
     return causals.load(model, device=device, checkpointing=checkpointing, trainable=whole)
 
 
-def _refuse_for_fresh(config: Adaptation) -> None:
-    if config.model.name is not None:
+def _refuse_contradictions(config: Adaptation) -> None:
+    """A fresh model has no name and no adapter; a model that is there has its own tokenizer."""
+    fresh = config.adapt.from_config is not None
+    if fresh and config.model.name is not None:
         raise SettingsError(
             "names a model, and adapt.from_config a fresh one", at="model.name", hint="give one of them"
         )
-    if config.lora is not None:
+    if fresh and config.lora is not None:
         raise SettingsError("a fresh model is trained whole", at="lora", hint="leave it out")
+    if not fresh and config.adapt.tokenizer is not None:
+        hint = "a model is adapted with its own tokenizer: leave it out"
+        raise SettingsError("goes with adapt.from_config", at="adapt.tokenizer", hint=hint)
 
 
 def _autocast(config: Adaptation, causal: Causal) -> Callable[[], AbstractContextManager[object]]:
