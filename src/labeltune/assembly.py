@@ -132,8 +132,9 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
     micro = config.train.micro_tokens or (MICRO_TOKENS if device == "cpu" else GPU_MICRO_TOKENS)
     longest = config.data.max_tokens or min(backbone.context or 512, 512)
     if backbone.context and longest > backbone.context:
+        hint = f"set it to at most {backbone.context}"
         raise SettingsError(
-            f"{longest} is more than the backbone's context of {backbone.context}", at="data.max_tokens"
+            f"{longest} is more than the backbone's context of {backbone.context}", at="data.max_tokens", hint=hint
         )
     values: dict[str, Any] = {
         "data.max_tokens": longest,

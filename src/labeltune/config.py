@@ -18,6 +18,7 @@ from labeltune.data.settings import DataConfig
 from labeltune.errors import SettingsError
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.settings import Settings, build
+from labeltune.storage import is_there
 from labeltune.training.settings import EvalConfig, TrainConfig
 
 PATHS = ("data.train", "data.dev", "data.test", "model.name", "train.init")
@@ -43,11 +44,14 @@ Tree = dict[str, Any]
 def read_toml(path: Path) -> Tree:
     """The tables of a TOML file, its relative paths resolved against the file's folder."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise SettingsError("there is no such recipe", at=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"this is no valid TOML ({error})", at=str(path)) from None
+        raise SettingsError("there is no such recipe", at=str(path), hint="`labeltune init` writes one") from None
+    except OSError as error:
+        raise SettingsError(f"the recipe cannot be read: {error.strerror}", at=str(path), hint="name a file") from None
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, nested without end
+        hint = "mend the line, or let `labeltune init` write a recipe"
+        raise SettingsError(f"this is no valid TOML ({error})", at=str(path), hint=hint) from None
     for name in PATHS:
         section, key = name.split(".")
         values = tree.get(section)
@@ -60,7 +64,7 @@ def _beside(folder: Path, value: Any) -> Any:
     """A relative path that exists beside the file, made absolute; anything else (a hub id, a fraction) as it is."""
     if isinstance(value, dict):
         return {name: _beside(folder, part) for name, part in value.items()}
-    if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+    if isinstance(value, str) and not Path(value).is_absolute() and is_there(folder / value):
         return str((folder / value).resolve())
     return value
 
@@ -82,7 +86,7 @@ def put(tree: Tree, name: str, value: Any) -> None:
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise SettingsError("this is a setting, not a section", at=section)
+            raise SettingsError("this has a value already", at=section, hint="write section.name=value")
     tree[last] = value
 
 

@@ -126,7 +126,10 @@ def _settled(config: Config, task: Task) -> Config:
     context = read_context(config.model)
     longest = config.data.max_tokens or min(context or 512, 512)
     if context is not None and longest > context:
-        raise SettingsError(f"{longest} is more than the backbone's context of {context}", at="data.max_tokens")
+        hint = f"set it to at most {context}"
+        raise SettingsError(
+            f"{longest} is more than the backbone's context of {context}", at="data.max_tokens", hint=hint
+        )
     return with_settings(config, {"data.max_tokens": longest, "model.pooling": config.model.pooling or task.pooling})
 
 

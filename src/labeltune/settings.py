@@ -61,7 +61,8 @@ def _first(error: ValidationError, kind: type[Settings], at: str) -> SettingsErr
         close = nearest(name, known_names(kind))
         return SettingsError("unknown setting", at=place, hint=close if len(close) < 200 else ALL_SETTINGS)
     if fault["type"] == "value_error":
-        return SettingsError(fault["msg"].removeprefix("Value error, "), at=place)
+        message = fault["msg"].removeprefix("Value error, ")
+        return SettingsError(message, at=place, hint=None if "; " in message else description)
     message = fault["msg"].removeprefix("Input ")
     for json_word, word in _WORDS.items():
         message = message.replace(json_word, word)

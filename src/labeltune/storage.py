@@ -22,19 +22,22 @@ from labeltune.errors import RunError
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock.pid"  # beside the lock: opening a lock file to try it may empty it
 
-# What the user can mend, as far as this system knows it; any other OSError is a bug of ours and keeps its traceback.
+# What the user can mend, and how, as far as this system knows it; any other OSError is a bug of ours and keeps its
+# traceback.
+_ELSEWHERE, _SPACE, _RIGHTS = "choose another place", "free some space", "choose a place that you may write to"
 _FIXABLE = {
-    "EACCES",
-    "EDQUOT",
-    "EEXIST",
-    "EFBIG",
-    "EIO",
-    "EISDIR",
-    "ENAMETOOLONG",
-    "ENOSPC",
-    "ENOTDIR",
-    "EPERM",
-    "EROFS",
+    "EACCES": _RIGHTS,
+    "EDQUOT": _SPACE,
+    "EEXIST": _ELSEWHERE,
+    "EFBIG": _SPACE,
+    "EIO": "the disk may be damaged: choose another",
+    "EISDIR": _ELSEWHERE,
+    "ENAMETOOLONG": "choose a shorter name",
+    "ENOENT": _ELSEWHERE,
+    "ENOSPC": _SPACE,
+    "ENOTDIR": _ELSEWHERE,
+    "EPERM": _RIGHTS,
+    "EROFS": _RIGHTS,
 }
 
 
@@ -160,12 +163,21 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if errno.errorcode.get(error.errno or 0) not in _FIXABLE:
+        hint = _FIXABLE.get(errno.errorcode.get(error.errno or 0, ""))
+        if hint is None:
             raise
-        raise RunError(f"cannot be written: {error.strerror}", at=str(path)) from error
+        raise RunError(f"cannot be written: {error.strerror}", at=str(path), hint=hint) from error
 
 
 # Safe paths and checksums
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything lies at `path`; at a name that no path may have, or behind a closed door, there is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def safe_child(folder: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ from labeltune.data.survey import Quarantine, Survey, survey
 from labeltune.errors import DataError, SettingsError
 from labeltune.keys import Key
 from labeltune.schema import Example
-from labeltune.storage import sha256_file, sha256_folder
+from labeltune.storage import is_there, sha256_file, sha256_folder
 
 SAMPLE = 100
 """Rows looked at to find the columns."""
@@ -232,7 +232,7 @@ class _Loading:
 
     def _open_beside(self, given: Any, train: Any, name: str) -> Dataset:
         """A dev or test split of its own: a file, rows in memory, or a split of the data set that train is one of."""
-        beside = isinstance(given, str) and not (self._base / given).exists() and _has_splits(train, self._base)
+        beside = isinstance(given, str) and not is_there(self._base / given) and _has_splits(train, self._base)
         source = self.source(train, name, split=given) if beside else self.source(given, name)
         if name == "test":
             self._note("linting", ", ".join(map(str, source.files)) or source.name)

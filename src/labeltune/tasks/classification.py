@@ -10,6 +10,8 @@ import torch
 from scipy.special import softmax
 
 from labeltune import metrics
+from labeltune.data.settings import DataConfig
+from labeltune.errors import DataError
 from labeltune.labels import LabelSet
 from labeltune.losses import UNLABELLED
 from labeltune.metrics import Figures, Hits
@@ -24,6 +26,14 @@ class SingleLabel(Task):
     def gold(self, example: Example) -> Collection[str]:
         """The row's label."""
         return (one_name(example, self.name),)
+
+    def label_set(self, examples: Iterable[Example], data: DataConfig) -> LabelSet:
+        """The labels; at least two, for between fewer there is nothing to choose."""
+        labels = super().label_set(examples, data)
+        if len(labels) < 2:
+            hint = "a classifier needs rows of at least two labels; check data.label"
+            raise DataError(f"every row has the label {labels.names[0]!r}", at=str(data.train or "train"), hint=hint)
+        return labels
 
     def label_of(self, labels: LabelSet) -> LabelOf:
         """int64 (t): the label's number."""

@@ -11,6 +11,7 @@ import torch
 from scipy.special import expit
 
 from labeltune import metrics
+from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
 from labeltune.labels import LabelSet
 from labeltune.metrics import Figures, Hits
@@ -42,6 +43,13 @@ class Multilabel(Task):
         if example.label is None:
             raise DataError("no labels", at=example.id, hint="give every row a list of labels; it may be empty")
         return tuple(map(str, example.label)) if isinstance(example.label, tuple) else (str(example.label),)
+
+    def label_set(self, examples: Iterable[Example], data: DataConfig) -> LabelSet:
+        """The labels; at least one."""
+        labels = super().label_set(examples, data)
+        if not len(labels):
+            raise DataError("no row has a label", at=str(data.train or "train"), hint="check data.label")
+        return labels
 
     def label_of(self, labels: LabelSet) -> LabelOf:
         """float32 (t, L), multi-hot; NaN where unlabelled."""

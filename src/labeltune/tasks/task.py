@@ -172,7 +172,7 @@ class Task(ABC):
         return loss
 
     def class_weights(
-        self, wanted: str | Mapping[str, float] | None, labels: LabelSet, counts: np.ndarray | None
+        self, wanted: Literal["balanced"] | Mapping[str, float] | None, labels: LabelSet, counts: np.ndarray | None
     ) -> np.ndarray:
         """float32, one weight for each of `classes`.
 
@@ -183,7 +183,7 @@ class Task(ABC):
         if wanted is None:
             return np.ones(len(classes), dtype=np.float32)
         if isinstance(wanted, str):
-            return _balanced(wanted, classes, counts)
+            return _balanced(classes, counts)
         weights = np.ones(len(classes), dtype=np.float32)
         for name, weight in wanted.items():
             places = self._weighted_by(labels).get(name)
@@ -272,9 +272,7 @@ class Task(ABC):
         return METRICS[metric]
 
 
-def _balanced(wanted: str, classes: Sequence[str], counts: np.ndarray | None) -> np.ndarray:
-    if wanted != "balanced":
-        raise SettingsError(f"{wanted!r} is neither 'balanced' nor a table", at="head.class_weights")
+def _balanced(classes: Sequence[str], counts: np.ndarray | None) -> np.ndarray:
     if counts is None or len(counts) != len(classes):
         raise ValueError(f"{len(classes)} classes need as many counts")
     counts = np.asarray(counts, dtype=np.float64)

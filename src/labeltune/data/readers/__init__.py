@@ -36,6 +36,7 @@ from labeltune.data.readers.text import (
     read_tsv_unquoted,
 )
 from labeltune.errors import DataError
+from labeltune.storage import is_there
 
 __all__ = ["PREFIX", "READERS", "SUFFIXES", "Row", "Source", "is_saved", "open_source", "recognise_format", "splits_of"]
 
@@ -95,7 +96,7 @@ def open_source(
 
 
 def _open_path(path: Path, name: str, columns: Sequence[str] | None, split: str | None) -> Source:
-    if not path.exists():
+    if not is_there(path):
         raise no_such(path)
     if is_saved(path):
         return open_saved(path, name, split)
