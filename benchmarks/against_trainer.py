@@ -345,13 +345,10 @@ def interval(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[fl
 def figures(cells: Cells, each: Set) -> dict[str, Any] | None:
     """All figures of a data set, over the seeds that both sides have finished."""
     tried = {row["lr"]: row["dev"] for row in cells.find(set=each.rate_of, seed=RATE_SEED)}
-    if not tried:  # one rate was given for all
-        tried = {row["lr"]: 0.0 for row in cells.find(set=each.name)}
-    elif len(tried) < len(RATES):
+    given = {row["lr"] for row in cells.find(set=each.name)}
+    if len(tried) < len(RATES) and (tried or len(given) != 1):
         return None
-    if not tried:
-        return None
-    lr = max(tried, key=lambda one: tried[one])
+    lr = max(tried, key=lambda one: tried[one]) if tried else given.pop()
     by_side = {side: {row["seed"]: row for row in cells.find(set=each.name, side=side, lr=lr)} for side in SIDES}
     seeds = sorted(set.intersection(*(set(rows) for rows in by_side.values())) - {RATE_SEED})
     if not seeds:

@@ -132,7 +132,8 @@ def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, state: dict[str, object]) -> None:
     """Write the bf16 Hugging Face folder and the fp32 training state, the state last and atomically."""
-    model.save_pretrained(out, state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
+    weights = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}  # it is tied
+    model.save_pretrained(out, state_dict=weights)
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "bfloat16"
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
