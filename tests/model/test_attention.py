@@ -116,6 +116,15 @@ def test_the_function_refuses_what_it_does_not_know(tiny_model):
         backbone.model(input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
+def test_autocast_reaches_the_kernels(tiny_model):
+    backbone = wrap(tiny_model("llama"))
+    module, layout = backbone.blocks[0].self_attn, plain_layout((3,), (False,), torch.device("cpu"))
+    q = torch.randn(1, 2, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = attention.attend(module, q, q, q.bfloat16(), None, labeltune_layout=layout)
+    assert out.dtype == torch.bfloat16
+
+
 # Runs
 
 

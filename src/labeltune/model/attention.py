@@ -94,18 +94,25 @@ def attend(
         raise RuntimeError("labeltune's attention takes one packed stream, without mask and position bias")
     if dropout:
         raise RuntimeError(f"attention dropout is {dropout}, and a frozen backbone has none: use backbone.load or wrap")
+    query, key, value = _narrowed(query, key, value)
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
-        reach=None
-        if sliding_window is None
-        else sliding_window - family_of(cast(PretrainedConfig, module.config)).exclusive_window,
+        reach=_reach(module, sliding_window),
         softcap=softcap,
         sinks=s_aux,
     )
     kernel = _flash if _flash_can(query, value, rule) else _runs
     layer = cast(int, getattr(module, "layer_idx", 0))  # where it is missing, `backbone` adds it after the first probe
     return kernel(query, key, value, rule, labeltune_layout, layer), None
+
+
+def _narrowed(*tensors: Tensor) -> Iterator[Tensor]:
+    """Under autocast in its 16 bits: a rotary embedding leaves queries in fp32, which no flash kernel takes."""
+    device = tensors[0].device.type
+    if torch.is_autocast_enabled(device):
+        return (tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+    return iter(tensors)
 
 
 def _reach(module: nn.Module, window: int | None) -> int | None:
