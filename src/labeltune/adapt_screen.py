@@ -83,7 +83,7 @@ class AdaptScreen:
 
     def _print(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(text, highlight=False, markup=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -9,8 +9,7 @@ Interrupted anywhere, the same call with `resume=True` goes on and ends with the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -26,9 +25,10 @@ from labeltune.adaptation.settings import Adaptation
 from labeltune.adaptation.setup import Setup, set_up
 from labeltune.errors import ModelError, RunError
 from labeltune.facts import Checked, Listener, Said, quiet
+from labeltune.folder import claimed
 from labeltune.interrupt import Interrupted, Stop, graceful
-from labeltune.run import finite
-from labeltune.storage import append_jsonl, lock, read_jsonl, write_atomic
+from labeltune.run import finite, is_claimed
+from labeltune.storage import append_jsonl, read_jsonl, write_atomic
 from labeltune.training.checkpoint import State, load_state, save_state
 from labeltune.training.meter import Meter
 
@@ -96,14 +96,14 @@ def adapt(
     if resume:
         if (folder / SETTINGS).exists():
             asked = same_as_before(asked, gathering.read(folder), folder)
-        elif not folder.is_dir():
+        elif not is_claimed(folder):
             raise RunError("there is nothing to go on with", at=str(folder), hint="leave --resume out")
         if is_finished(folder):
             listen(Said(f"{folder} is finished already"))
             return folder
     else:
         refuse_existing(folder)
-    with _claimed(folder), graceful() as stop:
+    with claimed(folder, SETTINGS), graceful() as stop:
         job = _prepare(asked, folder, listen)
         _loop(job, stop, listen)
         _finish(job, listen)
@@ -240,16 +240,3 @@ def _finish(job: _Job, listen: Listener) -> None:
     write_model(job.setup, job.folder)
     write_figures(job.setup, job.folder, {"train": train, "before": job.before, "heldout": after})
     shutil.rmtree(job.folder / WORK, ignore_errors=True)
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Lock the folder; where training never began, leave no trace of it."""
-    new = not folder.exists()
-    try:
-        with lock(folder):
-            yield
-    finally:
-        begun = (folder / SETTINGS).exists()
-        if not begun:
-            shutil.rmtree(folder if new else folder / WORK, ignore_errors=True)

@@ -105,9 +105,10 @@ def _cut(config: Adaptation, tokenizer: PreTrainedTokenizerBase, causal: Causal)
 def _found(corpus: Corpus, config: AdaptConfig) -> tuple[str, ...]:
     """What the user should know of the text."""
     train, heldout = corpus.train.facts, corpus.heldout.facts
+    held_tokens = corpus.heldout.new_tokens(heldout.rows)
     said = [
         f"{train.documents:,} documents, {train.tokens:,} tokens to train on; "
-        f"{heldout.documents:,} documents, {heldout.tokens:,} tokens held out"
+        f"{heldout.documents:,} documents, {held_tokens:,} tokens held out"
     ]
     if train.divided:
         said.append(f"{train.divided:,} documents are longer than {config.context:,} tokens and are divided")
