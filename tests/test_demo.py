@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labeltune.demo import COLUMNS, POLICIES, SHARED, SPLITS, Entry, Result, Shown, best, demo_file, run_demo
+from labeltune.config import gather
+from labeltune.demo import COLUMNS, FOR_MINI, POLICIES, SPLITS, Entry, Result, Shown, best, demo_file, run_demo
 from labeltune.demo_screen import METRICS, show_demo
 from labeltune.errors import LabeltuneError, ModelError
 from labeltune.schema import Prediction, Span, SpanPrediction
@@ -92,6 +93,10 @@ def test_the_json_holds_the_table_and_the_examples() -> None:
     assert read["pretraining"]["tokens"] == 5_000_000
 
 
+def test_the_settings_for_mini_are_known() -> None:
+    gather(None, {}, FOR_MINI)
+
+
 def test_the_packaged_files_are_there() -> None:
     assert all(demo_file(split).is_file() for split in SPLITS)
 
@@ -116,6 +121,10 @@ def test_the_demo_from_end_to_end_on_another_backbone(tiny_folder: Path, tmp_pat
     assert found.rows == {split: len(demo_file(split).read_text().splitlines()) for split in SPLITS}
     for one in found.entries:
         assert 0 <= one.figures["test"][TASKS[one.task].select] <= 1
-        assert one.unmask is None or one.settings.items() >= SHARED.items()
+        assert one.unmask is None or one.settings == {
+            "model.unmask": one.unmask,
+            "train.threads": 1,
+            "train.steps": 3,
+        }
     assert not list(tmp_path.iterdir())
     assert "rows/s" in screen(replace(found, pretraining={}))

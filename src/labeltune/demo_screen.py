@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -33,12 +34,22 @@ def show_demo(result: Result, console: Console) -> None:
 def _backbone(result: Result) -> str:
     """The backbone, its own training, and the data."""
     rows = ", ".join(f"{count:,} {split}" for split, count in result.rows.items())
-    facts = [f"[bold]{result.model}[/]"]
+    facts = [f"[bold]{escape(result.model)}[/]"]
     if "tokens" in result.pretraining:
         facts.append(f"trained on {result.pretraining['tokens']:,} tokens")
     if "bits_per_byte" in result.pretraining:
         facts.append(f"{result.pretraining['bits_per_byte']:.3f} bits per byte on held-out text")
-    return f"Backbone: {', '.join(facts)}\nData: {rows} customer-support messages, written for this project"
+    common = set.intersection(*(set(map(_setting, e.settings.items())) for e in result.entries if e.unmask is not None))
+    return (
+        f"Backbone: {', '.join(facts)}\n"
+        f"Data: {rows} customer-support messages, written for this project\n"
+        f"[dim]Settings: {', '.join(sorted(common))}[/]"
+    )
+
+
+def _setting(pair: tuple[str, object]) -> str:
+    name, value = pair
+    return f"{name} {' '.join(value) if isinstance(value, tuple) else value}"
 
 
 # Figures
@@ -55,7 +66,7 @@ def _table(result: Result, task: str) -> Table:
     for entry in entries:
         figures = [_figure(entry, metric, entries) for metric in metrics]
         speed = "" if entry.train_rows_per_second is None else f"{entry.train_rows_per_second:,.0f}"
-        table.add_row(entry.name, *figures, f"{entry.seconds:.1f} s", speed, f"{entry.rows_per_second:,.0f}")
+        table.add_row(escape(entry.name), *figures, f"{entry.seconds:.1f} s", speed, f"{entry.rows_per_second:,.0f}")
     return table
 
 
@@ -71,7 +82,7 @@ def _verdict(result: Result) -> str:
     for task in COLUMNS:
         ahead, metric = best(result.entries, task, "test"), TASKS[task].select
         figure = ahead.figures["test"][metric]
-        lines.append(f"Best {metric.replace('_', ' ')} in {task}: {ahead.name} ({figure:.3f}).")
+        lines.append(f"Best {metric.replace('_', ' ')} in {task}: {escape(ahead.name)} ({figure:.3f}).")
     if any(best(result.entries, task, "test").unmask is None for task in COLUMNS):
         lines.append("[yellow]A baseline is ahead: this backbone is tiny, and a real one is a name away (--model).[/]")
     lines.append(f"{result.seconds:.0f} s on the clock, {result.cpu_seconds:.0f} s of computing in all processes.")
@@ -135,5 +146,6 @@ def _next() -> str:
         "  labeltune inspect train.jsonl --model mini        what the model will see, and what is suspicious\n"
         "  labeltune train train.jsonl --test test.jsonl --model MODEL --out runs/first\n"
         "  labeltune predict runs/first new.jsonl --out labelled.jsonl\n"
-        f"MODEL is any decoder in Hugging Face format, by name or folder. The rows of this demo lie in {data}"
+        "MODEL is any decoder in Hugging Face format, by name or folder. The rows of this demo lie in\n"
+        f"  {escape(str(data))}"
     )
