@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from labeltune.config import Config, make, read_toml
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded
 from labeltune.errors import RunError
+from labeltune.interrupt import graceful
 from labeltune.ledger import LEDGER
 from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, state_of
 from labeltune.storage import HOLDER_NAME, LOCK_NAME, lock, told
@@ -62,15 +63,24 @@ def is_finished(folder: Path) -> bool:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Lock the folder; where training never began, leave no trace of it."""
+def claimed(folder: Path, begun: str = CONFIG) -> Iterator[None]:
+    """Lock the folder; where training never began, leave no trace of it, at whatever moment it is interrupted.
+
+    begun: the file whose presence says that it began.
+    """
     with told(folder):
         made = [part for part in (folder, *folder.parents) if not part.exists()]
-    with lock(folder):
+    held = False
+    with ExitStack() as stack:
         try:
+            with graceful() as stop:
+                stack.enter_context(lock(folder))
+                held = True
+            if stop.asked:
+                raise KeyboardInterrupt
             yield
         finally:
-            if not (folder / CONFIG).exists():
+            if held and not (folder / begun).exists():
                 _sweep(folder, made)
 
 

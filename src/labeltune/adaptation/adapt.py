@@ -9,7 +9,7 @@ Interrupted anywhere, the same call with `resume=True` goes on and ends with the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
