@@ -3,7 +3,7 @@
 import json
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -257,6 +257,15 @@ def test_interrupted_in_the_final_scoring_nothing_is_lost(fit, tmp_path: Path, s
     same(tmp_path / "stopped", fit("whole", test=test).folder)
 
 
+@pytest.fixture
+def hears_interrupts() -> Iterator[None]:
+    """Python's own handler: a test worker may ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_interrupts")
 @pytest.mark.parametrize("moment", [Said, Ready])
 def test_interrupted_before_training_nothing_is_left_or_it_can_go_on(fit, tmp_path: Path, moment: type) -> None:
     def listen(fact: object) -> None:
