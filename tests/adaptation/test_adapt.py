@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,8 @@ from labeltune.interrupt import Interrupted
 from labeltune.model import backbone as backbones
 from labeltune.model.settings import ModelConfig
 from labeltune.storage import lock
+
+resource = pytest.importorskip("resource", reason="needs a system that limits the size of a file")
 
 FAST = {"adapt.batch_tokens": 512, "adapt.context": 64, "adapt.threads": 1, "adapt.eval_steps": 4}
 
