@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from labeltune import Predictor, evaluate, load, open_run, train
+from labeltune.data.datasets import open_dataset
+from labeltune.data.store import Store
 from labeltune.errors import DataError, ModelError, RunError, SettingsError
 from labeltune.predict import predict_files
 
@@ -222,3 +224,20 @@ def test_a_run_of_full_fine_tuning_needs_no_other_backbone(small: Path, tiny_fol
     train(small / "moods-train.jsonl", model=str(backbone), out=tmp_path / "run", settings=settings)
     shutil.rmtree(backbone)
     assert load(tmp_path / "run").predict("the hen")[0].label
+
+
+def test_a_stream_is_answered_as_a_whole_is_neighbours_included(
+    small: Path, tiny_folder: Path, tmp_path, monkeypatch
+) -> None:
+    settings = {"train.steps": 2, "train.threads": 1, "lora.rank": 2, "data.context": 2}
+    data = small / "names-train.jsonl"
+    run = train(data, dev=small / "names-dev.jsonl", model=str(tiny_folder), out=tmp_path / "run", settings=settings)
+    for room in ("inference", "predict"):
+        monkeypatch.setattr(f"labeltune.{room}.CHUNK", 3)
+    predictor = load(run.folder)
+    examples = list(open_dataset(str(data), run.config.data, "tagging", labelled=True, name="names"))
+    rows = Store.build(examples, predictor.assembly.encoder.encode_many)
+    whole = predictor.labeller.predict(examples, rows)
+    assert list(predictor.stream(iter(examples))) == whole
+    alone = list(predictor.stream(examples[:1]))
+    assert len(predictor.assembly.encoder.encode(examples[1]).tokens) < len(rows[1].tokens) and alone != []

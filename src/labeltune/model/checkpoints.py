@@ -254,6 +254,8 @@ def _unreadable(what: str, name: str, config: ModelConfig, error: BaseException)
     """The library's complaint as one sentence, with the way out that fits it."""
     text = " ".join(str(error).split()) or type(error).__name__
     hint = "check model.name and model.revision; without network, name a folder"
+    if "couldn't connect to" in text:
+        text = "it is not in the local cache, and the hub cannot be reached"
     if "trust_remote_code" in text:
         hint = "if you trust its authors, set model.trust_remote_code = true"
     elif Path(name).is_dir():
