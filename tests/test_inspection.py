@@ -2,10 +2,13 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from labeltune.errors import SettingsError
 from labeltune.inspection import inspect, show
@@ -53,6 +56,23 @@ def test_what_a_limit_would_lose_is_counted_in_words_and_spans(tagged: Path, tin
     assert tokens.windows == tokens.rows == tokens.cut_rows
     assert tokens.cut_units > 0 and tokens.cut_spans > 0
     assert tokens.torn == tokens.rows  # the span that ends inside a word, once a row
+
+
+def test_rows_beyond_the_windows_that_are_allowed_are_counted_not_raised(tagged: Path, tiny_folder: Path) -> None:
+    few = {"data.max_tokens": 18, "data.overlap": 4, "data.max_windows": 2}
+    found = inspect(tagged, dev=0.25, model=str(tiny_folder), settings=few)
+    assert found.tokens["train"].refused == found.rows["train"]
+
+
+def test_rows_that_the_tokenizer_cannot_read_are_counted(labelled: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "cat": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    shutil.copytree(tiny_folder, tmp_path / "words")
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path / "words")
+    known, unknown = (
+        inspect(labelled, dev=0.25, model=str(folder)).tokens["train"] for folder in (tiny_folder, tmp_path / "words")
+    )
+    assert known.unknown == 0 and unknown.unknown == unknown.rows
 
 
 def test_the_first_rows_are_shown_with_what_is_read(labelled: Path, tiny_folder: Path) -> None:

@@ -24,6 +24,7 @@ from labeltune.card import write_card
 from labeltune.config import Config, gather, to_toml, with_settings
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded, load
 from labeltune.data.lint import lint
+from labeltune.data.specials import unknown_token
 from labeltune.data.store import Store
 from labeltune.errors import RunError
 from labeltune.facts import Checked, Listener, Ready, Said, Scored, quiet
@@ -162,6 +163,8 @@ def _prepare(config: Config, folder: Path, given: tuple[object, ...], listen: Li
     dev_rows = list(loaded.dev)
     dev_store = Store.build(dev_rows, assembly.encoder.encode_many)
     cut = {"train": lost(task, loaded.train, rows), "dev": lost(task, dev_rows, dev_store)}
+    for sentence in _unreadable(dev_store, assembly):
+        listen(Said(sentence))
     for name, counts in cut.items():
         for sentence in caveats({"lost": counts}):
             listen(Said(f"{name}: {sentence}"))
@@ -205,6 +208,15 @@ def _linted(loaded: Loaded, ledger: Ledger) -> Iterator[str]:
     yield from (f"warning: {finding}" for finding in warnings)
     if rest := len(findings) - len(warnings):
         yield f"{rest} more {'notes' if rest > 1 else 'note'} on the data: `labeltune inspect` lists them"
+
+
+def _unreadable(dev: Store, assembly: Assembly) -> Iterator[str]:
+    """Whether there is text that the tokenizer has no token for; the dev rows stand for all."""
+    nothing = unknown_token(assembly.tokenizer)
+    rows = 0 if nothing is None else sum(nothing in row.tokens for row in dev)
+    if rows:
+        of = f"{rows:,} of {len(dev):,} dev rows"
+        yield f"warning: {of} hold text that the tokenizer has no token for; the model cannot read it"
 
 
 def _encode(dataset: Dataset, assembly: Assembly, folder: Path) -> Store:

@@ -19,6 +19,7 @@ from labeltune.config import Config, gather, with_settings
 from labeltune.data.datasets import Dataset, Loaded, load
 from labeltune.data.encoding import Encoder, Shown
 from labeltune.data.lint import Finding, lint
+from labeltune.data.specials import unknown_token
 from labeltune.errors import SettingsError
 from labeltune.fitting import named_and_given
 from labeltune.labels import LabelSet, align
@@ -27,6 +28,7 @@ from labeltune.schema import Encoded
 from labeltune.tasks import Task
 
 SHOWN_ROWS = 3
+SHOWN_FIRST, SHOWN_LAST = 150, 50
 MANY_WINDOWS = 10**9
 SHARES = (0.5, 0.95, 0.99)
 
@@ -36,7 +38,9 @@ class Tokens:
     """The token lengths of one split, special tokens included, and what the limit does to them.
 
     windows: rows that need more than one window. cut_…: what `data.long = "truncate"` would lose.
-    torn: gold spans that begin or end inside a unit, which no model can find.
+    refused: rows that need more than `data.max_windows`, which is an error. unknown: rows with text that the tokenizer
+    has no token for, so that the model cannot read it. torn: gold spans that begin or end inside a unit, which no
+    model can find.
     """
 
     rows: int
@@ -46,6 +50,8 @@ class Tokens:
     longest: int
     limit: int
     windows: int
+    refused: int
+    unknown: int
     cut_rows: int
     cut_units: int
     cut_characters: int
@@ -98,7 +104,7 @@ def inspect(
         asked = _settled(asked, row)
         encoder = make_encoder(asked, row, labels, load_tokenizer(asked.model))
         tokens = {name: count_tokens(split, encoder, asked, row, labels) for name, split in splits.items()}
-        seen = _seen(loaded.train, encoder)
+        seen = _seen(loaded.train, _windowed(asked, encoder, row, labels) if asked.data.long == "window" else encoder)
     return Inspection(
         loaded.task,
         loaded.said,
@@ -137,12 +143,15 @@ def count_tokens(split: Dataset, encoder: Encoder, config: Config, task: Task, l
     """Encode a split as it would be read, and cut at the limit to see what that would lose."""
     cutting = make_encoder(with_settings(config, {"data.long": "truncate"}), task, labels, encoder.tokenizer)
     whole = _windowed(config, encoder, task, labels)
-    lengths, windows, torn, lost_spans = [], 0, 0, 0
+    lengths, windows, refused, unknown, torn, lost_spans = [], 0, 0, 0, 0, 0
+    nothing = unknown_token(encoder.tokenizer)
     lost: Counter[str] = Counter()
     rows = zip(split, whole.encode_many(split), cutting.encode_many(split), strict=True)
     for example, full, short in rows:
         lengths.append(len(full.tokens))
         windows += len(full.window_lengths) > 1
+        refused += len(full.window_lengths) > config.data.max_windows
+        unknown += nothing is not None and nothing in full.tokens
         lost.update(rows=short.dropped_characters > 0, units=short.dropped_units, characters=short.dropped_characters)
         if example.spans:
             in_full, in_short = (len(align(example.spans, units_of(row)).lost) for row in (full, short))
@@ -156,6 +165,8 @@ def count_tokens(split: Dataset, encoder: Encoder, config: Config, task: Task, l
         longest=int(sizes.max()),
         limit=encoder.max_tokens,
         windows=windows,
+        refused=refused,
+        unknown=unknown,
         cut_rows=lost["rows"],
         cut_units=lost["units"],
         cut_characters=lost["characters"],
@@ -196,7 +207,11 @@ def show(found: Inspection, console: Console) -> None:
         console.print(_token_table(found.tokens))
     for id_, tokens in found.seen:
         line = Text(f"{id_}  ", style="dim")
-        for token in tokens:
+        for token in tokens[:SHOWN_FIRST]:
+            line.append(token.text, ROLES[token.role]).append(" ")
+        if (rest := len(tokens) - SHOWN_FIRST - SHOWN_LAST) > 0:
+            line.append(f"… {rest:,} more tokens … ", "dim")
+        for token in tokens[max(SHOWN_FIRST, len(tokens) - SHOWN_LAST) :]:
             line.append(token.text, ROLES[token.role]).append(" ")
         console.print(line)
     if found.seen:
@@ -232,6 +247,8 @@ def _token_table(tokens: Mapping[str, Tokens]) -> Table:
         "a row: longest": [t.longest for t in columns],
         "together": [t.total for t in columns],
         f"rows that need windows of {limit:,}": [t.windows for t in columns],
+        "rows beyond data.max_windows (an error)": [t.refused for t in columns],
+        "rows with text that has no token": [t.unknown for t in columns],
         "words that truncation would cut": [t.cut_units for t in columns],
         "characters that truncation would cut": [t.cut_characters for t in columns],
         "spans that truncation would lose": [t.cut_spans for t in columns],

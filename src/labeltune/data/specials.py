@@ -35,6 +35,12 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool | str, eos: boo
     )
 
 
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for text that the tokenizer has none for; None where the name is another token's too."""
+    number = tokenizer.unk_token_id
+    return None if number in (tokenizer.bos_token_id, tokenizer.eos_token_id) else number
+
+
 def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     for probe in ("a", "1", ".", "あ", "я"):
         plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
