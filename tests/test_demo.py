@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -128,3 +133,24 @@ def test_the_demo_from_end_to_end_on_another_backbone(tiny_folder: Path, tmp_pat
         }
     assert not list(tmp_path.iterdir())
     assert "rows/s" in screen(replace(found, pretraining={}))
+
+
+def started(tiny_folder: Path, folder: Path) -> subprocess.Popen[str]:
+    """A demo in a process group of its own, with a training under way."""
+    words = [sys.executable, "-m", "labeltune.cli", "demo", "--model", str(tiny_folder)]
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not any(log.stat().st_size for log in folder.rglob("log.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    process = started(tiny_folder, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("labeltune-demo-*"))

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,6 +29,7 @@ from typing import Any
 from labeltune.baselines import BASELINES
 from labeltune.data.datasets import open_dataset
 from labeltune.data.settings import DataConfig
+from labeltune.errors import RunError
 from labeltune.fitting import train
 from labeltune.interrupt import Interrupted
 from labeltune.metrics import Figures
@@ -197,21 +199,36 @@ class _Job:
 
 
 def _do_all(jobs: Sequence[_Job], say: Say) -> list[Done]:
-    """Baselines first, then the jobs, by task; the work itself goes on side by side."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks but not the threads
-    executor = ProcessPoolExecutor(PROCESSES, mp_context=context)
-    try:
+    """Every line of the table, by task, baselines first; the trainings go on beside the baselines."""
+    with _workers() as executor:
         with _deaf():
             futures = [executor.submit(_decoder, job) for job in jobs]
         done = [_baseline(task) for task in COLUMNS]
         for entry, _ in done:
             say(_sentence(entry))
         done += _gathered(futures, say)
-    except Interrupted:
-        raise Interrupted("the demo was stopped, and nothing of it is kept", hint="run it again") from None
+    return sorted(done, key=lambda one: list(COLUMNS).index(one[0].task))
+
+
+@contextmanager
+def _workers() -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes; whatever ends the demo early ends them too."""
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks but not the threads
+    executor = ProcessPoolExecutor(PROCESSES, mp_context=context)
+    try:
+        yield executor
+    except BaseException as error:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        if isinstance(error, Interrupted):
+            raise Interrupted("the demo was stopped, and nothing of it is kept", hint="run it again") from None
+        if isinstance(error, BrokenProcessPool):
+            hint = "it may have run out of memory: close other programs and run it again"
+            raise RunError("a process of the demo was ended from outside", hint=hint) from None
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
-    return sorted(done, key=lambda one: list(COLUMNS).index(one[0].task))
 
 
 def _gathered(futures: Sequence[Future[Done]], say: Say) -> list[Done]:
