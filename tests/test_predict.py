@@ -239,5 +239,4 @@ def test_a_stream_is_answered_as_a_whole_is_neighbours_included(
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
     whole = predictor.labeller.predict(examples, rows)
     assert list(predictor.stream(iter(examples))) == whole
-    alone = list(predictor.stream(examples[:1]))
     assert len(predictor.assembly.encoder.encode(examples[1]).tokens) < len(rows[1].tokens)
