@@ -101,7 +101,7 @@ def _saved(path):
 
 
 def _tables(path):
-    path.mkdir()
+    path.mkdir(parents=True)
     files = {colour: path / f"{colour}.txt" for colour in COLOURS}
     for colour, file in files.items():
         file.write_text("".join(row["text"] + "\n" for row in ROWS if row["label"] == colour))
