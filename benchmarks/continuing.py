@@ -26,7 +26,7 @@ OLD, NEW = {"World", "Sports", "Business"}, {"World", "Sports", "Sci/Tech"}
 BASE_ROWS, ROWS, TEST_ROWS = 3000, 50, 1500
 RATES = (1e-3, 3e-3, 1e-2)
 RATE_SEED = 100
-SAME = {"train.threads": 1, "train.epochs": 10, "train.batch_rows": 8, "train.clip": 1.0}
+SAME = {"train.threads": 1, "train.epochs": 30, "train.batch_rows": 8, "train.clip": 1.0}
 BASE = {"train.threads": 1, "train.epochs": 2, "train.lr": 3e-3}
 
 Rows = list[dict[str, str]]

@@ -1,7 +1,8 @@
 """Train the mini backbone from scratch: next-token prediction over one shuffled text corpus.
 
-    python pretraining/pretrain.py CORPUS.txt.xz --tokenizer FOLDER --out FOLDER --tokens 12e6 --decay-tokens 3e6
-    python pretraining/pretrain.py … --resume --tokens 50e6      # go on from the checkpoint
+    python pretraining/pretrain.py CORPUS.txt.xz --heldout HELDOUT.txt.xz --tokenizer FOLDER --out FOLDER --tokens 12e6
+    python pretraining/pretrain.py … --resume --tokens 50e6 --decay-tokens 20e6    # from the checkpoint
+    python pretraining/pretrain.py … --start FOLDER --seen 4.2e6    # from weights alone, after the text they have read
 
 The learning rate warms up, stays, and falls linearly to zero over the last `--decay-tokens`; a run without decay can go
 on for as long as anyone likes, and be decayed from any checkpoint. Matrices are trained by Muon, everything else by
@@ -14,6 +15,7 @@ import json
 import lzma
 import os
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +50,19 @@ def encode(corpus: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> np.
     return np.load(cache, mmap_mode="r")
 
 
+@lru_cache(maxsize=2)
+def order(total: int, seed: int, epoch: int) -> np.ndarray:
+    """Where the rows of an epoch stand; the first one reads the corpus, which is shuffled, as it is."""
+    return np.random.default_rng([seed, epoch]).permutation(total) if epoch else np.arange(total)
+
+
 def rows(stream: np.ndarray, step: int, count: int, length: int, seed: int) -> torch.Tensor:
     """Rows of one step as (count, length + 1) ids: a fresh permutation of all rows in each epoch, by address alone."""
     total = (len(stream) - 1) // length
     ids = []
     for index in range(step * count, (step + 1) * count):
         epoch, place = divmod(index, total)
-        at = int(np.random.default_rng([seed, epoch]).permutation(total)[place]) * length if epoch else place * length
+        at = int(order(total, seed, epoch)[place]) * length
         ids.append(torch.from_numpy(stream[at : at + length + 1].astype(np.int64)))
     return torch.stack(ids)
 
@@ -79,7 +87,7 @@ def bits_per_byte(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised by Newton-Schulz iterations (Jordan et al. 2024), in the parameters' own precision.
+    """Momentum orthogonalised by Newton-Schulz iterations (Jordan et al. 2024), in the precision that is asked for.
 
     torch.optim.Muon iterates in bfloat16, which a CPU without bf16 units emulates about thirty times slower. Equal
     shapes are stacked, so that a model's matrices take a handful of batched products. The update is scaled to AdamW's
@@ -87,8 +95,14 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        matrices: list[torch.nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.float32,
     ):
+        self.precision = precision
         shapes: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for matrix in matrices:
             shapes.setdefault(matrix.shape, []).append(matrix)
@@ -105,7 +119,9 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(matrix.grad, 1 - group["momentum"])
                 updates.append(matrix.grad.lerp(buffer, group["momentum"]))  # Nesterov
             scale = group["lr"] * 0.2 * max(group["params"][0].shape) ** 0.5
-            for matrix, update in zip(group["params"], orthogonal(torch.stack(updates)), strict=True):
+            for matrix, update in zip(
+                group["params"], orthogonal(torch.stack(updates).to(self.precision)), strict=True
+            ):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 
 
@@ -120,14 +136,27 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
-def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimisers(model: LlamaForCausalLM, precision: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for the embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        Muon(matrices, lr=MATRIX_LR, weight_decay=0.02),
+        Muon(matrices, lr=MATRIX_LR, weight_decay=0.02, precision=precision),
         torch.optim.AdamW(others, lr=OTHER_LR, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+
+
+def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """Mean cross-entropy of ids (rows, length + 1), each from those before it."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        logits = model.lm_head(model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state)
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+
+def others_run() -> bool:
+    """Does anything but this thread want a core just now (Linux)?"""
+    running = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("procs_running"))
+    return int(running.split()[1]) > 1
 
 
 def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, state: dict[str, object]) -> None:
@@ -157,6 +186,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, help="a folder of weights to begin with")
+    parser.add_argument("--seen", type=float, default=0.0, help="tokens that the weights of --start have read")
+    parser.add_argument(
+        "--bf16", action="store_true", help="products in bfloat16 (only where the machine has units for it)"
+    )
+    parser.add_argument("--compile", action="store_true", help="forward and backward through torch.compile")
+    parser.add_argument("--yielding", action="store_true", help="one thread in steps that begin while others compute")
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -169,28 +205,37 @@ def main() -> None:
         size = len(text.read())
     end = tokenizer.eos_token_id
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **ARCHITECTURE))
-    parts = optimisers(model)
+    parts = optimisers(model, torch.bfloat16 if options.bf16 else torch.float32)
+    per_step = options.rows * options.length
     step, tokens, seconds = 0, 0, 0.0
+    if options.start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32).state_dict())
+        tokens = int(options.seen)
+        step = -(-tokens // per_step)  # the next row that is all new
+    begun = step
     if options.resume:
         state = torch.load(options.out / "state.pt", weights_only=True)
         model.load_state_dict(state["model"])
         for part, saved in zip(parts, state["optimisers"], strict=True):
             part.load_state_dict(saved)
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
+        begun = state["begun"]
 
-    per_step = options.rows * options.length
+    if options.compile:
+        torch._inductor.config.cpp.dynamic_threads = True
+    loss_of = torch.compile(next_token_loss) if options.compile else next_token_loss
     model.train()
     began, mean = time.monotonic(), None
     while tokens < options.tokens:
         left = (options.tokens - tokens) / options.decay_tokens if options.decay_tokens else 1.0
-        factor = min(1.0, (step + 1) / WARMUP_STEPS, max(left, 0.0))
+        factor = min(1.0, (step - begun + 1) / WARMUP_STEPS, max(left, 0.0))
+        if options.yielding:
+            torch.set_num_threads(1 if others_run() else options.threads)
         for part, lr in zip(parts, (MATRIX_LR, OTHER_LR), strict=True):
             for group in part.param_groups:
                 group["lr"] = lr * factor
         ids = rows(stream, step, options.rows, options.length, options.seed)
-        loss = model(
-            input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:].contiguous(), use_cache=False
-        ).loss
+        loss = loss_of(model, ids, options.bf16)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in parts:
@@ -209,7 +254,12 @@ def main() -> None:
             with (options.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(fact) + "\n")
             state = {"model": model.state_dict(), "optimisers": [part.state_dict() for part in parts]}
-            save(options.out, model, tokenizer, state | {"step": step, "tokens": tokens, "seconds": seconds})
+            save(
+                options.out,
+                model,
+                tokenizer,
+                state | {"step": step, "tokens": tokens, "seconds": seconds, "begun": begun},
+            )
             began = time.monotonic()
 
 

@@ -100,6 +100,14 @@ def _saved(path):
     return path
 
 
+def _tables(path):
+    path.mkdir(parents=True)
+    files = {colour: path / f"{colour}.txt" for colour in COLOURS}
+    for colour, file in files.items():
+        file.write_text("".join(row["text"] + "\n" for row in ROWS if row["label"] == colour))
+    return {colour: str(file) for colour, file in files.items()}
+
+
 FORMS = {
     **{
         name: lambda path, content=content, name=name: _written(path / name, content) for name, content in FILES.items()
@@ -107,6 +115,7 @@ FORMS = {
     "folder": lambda path: _folder(path / "folder"),
     "parquet": lambda path: _parquet(path / "rows.parquet"),
     "saved data set": lambda path: _saved(path / "saved"),
+    "a file per label": lambda path: _tables(path / "files"),
     "data frame": lambda path: pandas.DataFrame(ROWS),
     "data set": lambda path: datasets.Dataset.from_list(ROWS),
     "texts and labels": lambda path: ([row["text"] for row in ROWS], [row["label"] for row in ROWS]),

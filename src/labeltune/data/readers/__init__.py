@@ -226,7 +226,10 @@ def _by_content(path: Path, name: str, sample: list[str]) -> str:
 
 
 def _labels_first(words: Sequence[str]) -> bool:
-    """Are the lines' first words labels: whole numbers, fastText's, or few words, each seen five times on average?"""
+    """Are the lines' first words labels: whole numbers, fastText's, or a few, each seen five times on average?
+
+    One word that begins every line is no label: there would be nothing to tell apart.
+    """
     if all(word.startswith(FASTTEXT) for word in words) or all(word.lstrip("-").isdecimal() for word in words):
         return True
-    return len(set(words)) * 5 <= len(words)
+    return 1 < len(set(words)) <= len(words) / 5
