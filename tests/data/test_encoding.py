@@ -521,6 +521,54 @@ def test_context_stays_in_its_group_and_with_tags():
         encoder("byte-level", targets="document", context=1)
 
 
+# Repetition
+
+
+def windows_of(row: Encoded) -> list[list[int]]:
+    return [window.tolist() for window in np.split(row.tokens, np.cumsum(row.window_lengths)[:-1])]
+
+
+@kinds
+@few
+@given(TEXTS, st.integers(12, 60), st.integers(0, 8), st.integers(1, 3))
+def test_a_repeated_text_is_read_in_its_last_copy(kind, text, max_tokens, overlap, repeat):
+    # The windows are those of a text written once, in as many tokens as a copy has.
+    specials = len(encoder(kind).specials)
+    copy = (max_tokens - specials) // (repeat + 1) + specials
+    once = encoded_or_empty(encoder(kind, max_tokens=copy, overlap=overlap), text)
+    again = encoded_or_empty(encoder(kind, max_tokens=max_tokens, overlap=overlap, repeat=repeat), text)
+    if once is None or again is None:
+        return
+    assert pieces(again) == pieces(once) and again.piece_weight.tolist() == once.piece_weight.tolist()
+    prefix, suffix = map(list, (encoder(kind).specials.prefix, encoder(kind).specials.suffix))
+    for written, window in zip(windows_of(once), windows_of(again), strict=True):
+        inner = written[len(prefix) : len(written) - len(suffix)]
+        assert window == prefix + inner * (repeat + 1) + suffix and len(window) <= max_tokens
+    ends = np.cumsum(again.window_lengths)[np.searchsorted(np.cumsum(again.window_lengths), again.piece_end)]
+    lengths = again.window_lengths[np.searchsorted(np.cumsum(again.window_lengths), again.piece_end)]
+    if len(once.tokens) > specials * len(once.window_lengths):
+        last = ends - len(suffix) - (lengths - specials) // (repeat + 1)
+        assert (again.piece_start >= last).all()
+
+
+def test_without_repetition_the_token_ids_are_unchanged():
+    example = Example("x", "the thing")
+    plain, zero = (encoder("byte-level", **settings).encode(example) for settings in ({}, {"repeat": 0}))
+    assert zero.tokens.tolist() == plain.tokens.tolist() == tokenizer_of("byte-level")("the thing")["input_ids"]
+
+
+def test_show_calls_earlier_copies_context():
+    shown = encoder("byte-level", repeat=1).show(Example("x", "ab"))
+    assert [(token.text, token.role) for token in shown] == [
+        ("<s>", "special"), ("a", "context"), ("b", "context"), ("a", "read"), ("b", "read"), ("</s>", "special"),
+    ]  # fmt: skip
+
+
+def test_special_tokens_cannot_be_pooled_with_a_repeated_text():
+    with pytest.raises(SettingsError, match="pool_special"):
+        encoder("byte-level", targets="document", whole_special=True, repeat=1)
+
+
 @given(st.lists(st.integers(), max_size=9), st.integers(0, 4))
 def test_neighbours_are_the_slices_around_a_row(rows, count):
     expected = [(rows[max(0, n - count) : n], row, rows[n + 1 : n + 1 + count]) for n, row in enumerate(rows)]

@@ -78,13 +78,14 @@ class _Stream:
     """The windows of a row, one after the other.
 
     tokens: int32 (N). begins: int64 (W + 1), the windows' boundaries. shift: int64 (W), token i of the row stands at
-    shift[w] + i in window w.
+    shift[w] + i in window w (in its last copy, with `data.repeat`; the copy before it lies copies[w] tokens earlier).
     """
 
     windows: Windows
     tokens: np.ndarray
     begins: np.ndarray
     shift: np.ndarray
+    copies: np.ndarray
 
 
 class Encoder:
@@ -116,11 +117,14 @@ class Encoder:
         check_fast(tokenizer)
         if config.context and targets == "document":
             raise SettingsError("neighbouring rows are context for tagging only", at="data.context", hint="set it to 0")
+        if config.repeat and whole_special:
+            message = "earlier copies stand between the special tokens and the copy that is read"
+            raise SettingsError(message, at="model.pool_special", hint="set it to false, or data.repeat to 0")
         self.tokenizer, self.config, self.max_tokens = tokenizer, config, max_tokens
         self.targets, self.label_of, self.whole_special, self.edge = targets, label_of, whole_special, edge
         self.specials = special_tokens(tokenizer, config.bos, config.eos)
         self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (self.specials.prefix, self.specials.suffix))
-        self.capacity = capacity(max_tokens, self.specials)
+        self.capacity = capacity(max_tokens, self.specials, config.repeat + 1)
         self._offsets = targets == "units" or config.long == "truncate"
         if self._offsets:
             check_offsets(tokenizer)
@@ -161,7 +165,7 @@ class Encoder:
         (text,) = self._texts([example], True)
         row = self._fitted(example, text)
         stream = self._stream(example, row, (), ())
-        roles, source = _roles(stream, self._encoded(example, row), self.edge)
+        roles, source = _roles(stream, self._encoded(example, row), self.edge, self.config.repeat)
         names = list(self.tokenizer.convert_ids_to_tokens(stream.tokens.tolist()))
         for place in np.flatnonzero((source >= 0) & ~self._blank[stream.tokens]):
             token = row.source[source[place]]
@@ -289,14 +293,16 @@ class Encoder:
     ) -> _Stream:
         plan = self._windows(example, row)
         left, right = _around(before, after, self.capacity - len(row.ids))
-        prefix, suffix = self._prefix, self._suffix
+        prefix, suffix, repeat = self._prefix, self._suffix, self.config.repeat
         parts = [
-            np.concatenate((prefix, left, row.ids[start:end], right, suffix))
+            np.concatenate((prefix, *(left, row.ids[start:end], right) * (repeat + 1), suffix))
             for start, end in zip(plan.starts, plan.ends, strict=True)
         ]
         begins = np.array([0, *accumulate(map(len, parts))])
         tokens = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        return _Stream(plan, tokens, begins, begins[:-1] + len(prefix) + len(left) - plan.starts)
+        copies = len(left) + plan.ends - plan.starts + len(right)
+        shift = begins[:-1] + len(prefix) + repeat * copies + len(left) - plan.starts
+        return _Stream(plan, tokens, begins, shift, copies)
 
     def _windows(self, example: Example, row: _Row) -> Windows:
         if len(row.ids) <= self.capacity:
@@ -400,14 +406,16 @@ def _sound(example: Example) -> str:
     return example.text
 
 
-def _roles(stream: _Stream, encoded: Encoded, edge: str) -> tuple[np.ndarray, np.ndarray]:
+def _roles(stream: _Stream, encoded: Encoded, edge: str, repeat: int) -> tuple[np.ndarray, np.ndarray]:
     """By token of the stream, (N) each: its role, and its place in the row (-1 for a special token)."""
     source = np.full(len(stream.tokens), -1)
     roles = np.full(len(stream.tokens), "special", dtype="<U7")
     plan = stream.windows
     for window, shift in enumerate(stream.shift):
         held = np.arange(plan.starts[window], plan.ends[window])
-        source[shift + held], roles[shift + held] = held, "context"
+        for earlier in range(repeat + 1):
+            there = shift + held - earlier * stream.copies[window]
+            source[there], roles[there] = held, "context"
         roles[shift + plan.borders[window] : shift + plan.borders[window + 1]] = "owned"
     for start, end in zip(encoded.piece_start, encoded.piece_end, strict=True):
         first, last = (end - 1 if edge == "last" else start), (start + 1 if edge == "first" else end)

@@ -63,5 +63,7 @@ class DataConfig(Settings):
     """What a tag sits on when no tokens are given: Unicode words, or characters where a script has no spaces."""
     context: Annotated[int, Field(ge=0)] = 0
     """Neighbouring rows put around each row as unlabelled context (tagging)."""
+    repeat: Annotated[int, Field(ge=0)] = 0
+    """How many more times the text is written; its last copy is read (arXiv 2601.17585)."""
     on_bad_row: Annotated[str, one_of(ON_BAD_ROW)] = "error"
     """A row that cannot be used: stop, skip and count, or skip and write it to quarantine.jsonl."""

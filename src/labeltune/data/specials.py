@@ -65,11 +65,12 @@ def _chosen(wanted: bool | str, added: tuple[int, ...], token: int | None, name:
     return (token,)
 
 
-def capacity(max_tokens: int, specials: Specials) -> int:
-    """How many of a window's tokens are the text's; a SettingsError where none are left."""
-    room = max_tokens - len(specials)
+def capacity(max_tokens: int, specials: Specials, copies: int = 1) -> int:
+    """How many tokens of the text a window holds, `copies` times each; a SettingsError where none are left."""
+    room = (max_tokens - len(specials)) // copies
     if room < 1:
-        message = f"{max_tokens} tokens leave no room between {len(specials)} special tokens"
+        of = f" for {copies} copies of a text" if copies > 1 else ""
+        message = f"{max_tokens} tokens leave no room{of} between {len(specials)} special tokens"
         raise SettingsError(message, at="data.max_tokens", hint="raise it")
     return room
 
