@@ -61,6 +61,15 @@ print(predictor.predict(["a text"]))
 - {{ sentence }}
 {% endfor %}
 {% endif -%}
+{% for split, parts in by_part.items() %}
+{{ split }}, by part:
+
+| part | {{ metrics | join(" | ") }} |
+|---|{{ "---:|" * metrics | length }}
+{% for row in parts -%}
+| {{ row | join(" | ") }} |
+{% endfor %}
+{% endfor -%}
 The weights were chosen by dev `{{ select }}`{% if train.best_epoch %} (epoch {{ train.best_epoch }}){% endif %}. \
 {% if "test" in data -%}
 The test split was opened {{ openings | length }} time(s): {{ openings | join("; ") }}.
@@ -122,6 +131,8 @@ def render(run: Run) -> str:
         caveats=[f"{name}: {sentence}" for name in ("train", *splits) for sentence in caveats(figures[name])],
         figures=figures,
         rows=[[name, *(_number(figures[split].get(name)) for split in splits)] for name in numbers],
+        metrics=numbers,
+        by_part={split: _parts(figures[split]["parts"], numbers) for split in splits if "parts" in figures[split]},
         batch=f"{config.train.batch_tokens} tokens" if config.train.batch_tokens else f"{config.train.batch_rows} rows",
         train=figures.get("train", {}),
         select=config.train.select,
@@ -136,6 +147,10 @@ def _adapter(lora: dict[str, Any]) -> str:
     if lora["kind"] in ("none", "full"):
         return {"none": "head only, no adapter", "full": "full fine-tuning"}[lora["kind"]]
     return f"{lora['kind']} rank {lora['rank']}, alpha {lora['alpha']:g}"
+
+
+def _parts(parts: dict[str, dict[str, Any]], metrics: list[str]) -> list[list[str]]:
+    return [[part, *(_number(figures.get(name)) for name in metrics)] for part, figures in parts.items()]
 
 
 def _in_order(splits: Any) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def evaluate(
 
     out.print(escape(f"{data}: {report.rows:,} rows"), highlight=False, soft_wrap=True)
     out.print(metrics_table("", {"": report.metrics}))
+    if "parts" in report.metrics:
+        out.print(metrics_table("", report.metrics["parts"]))
     for sentence in caveats(report.metrics):
         out.print(escape(sentence), highlight=False, soft_wrap=True)
     if errors:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from labeltune.data.settings import DataConfig
 from labeltune.errors import SettingsError
+from labeltune.inference import SWITCHES
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.settings import Settings, build
 from labeltune.storage import is_there
@@ -117,6 +118,17 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
         if value is not None:
             put(tree, name, value)
     return make(tree)
+
+
+def switches(config: Config) -> tuple[str, ...]:
+    """The settings of published protocols that are on, in the order of SWITCHES."""
+    values, plain = ({name: _get(one, name) for name in SWITCHES} for one in (config, Config()))
+    return tuple(name for name in SWITCHES if values[name] != plain[name])
+
+
+def _get(config: Config, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
 
 
 def to_toml(config: Config) -> str:

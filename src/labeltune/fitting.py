@@ -21,7 +21,7 @@ import torch
 
 from labeltune.assembly import Assembly, assemble, task_of, untested
 from labeltune.card import write_card
-from labeltune.config import Config, gather, to_toml, with_settings
+from labeltune.config import Config, gather, switches, to_toml, with_settings
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded, load
 from labeltune.data.lint import lint
 from labeltune.data.specials import unknown_token
@@ -122,12 +122,22 @@ def train(
 
 def named_and_given(*sources: object) -> tuple[dict[str, object], tuple[object, ...]]:
     """Sources that settings can name, and those that only memory holds."""
-    named: dict[str, object] = {
-        f"data.{name}": str(source) if isinstance(source, Path) else source
-        for name, source in zip(("train", "dev", "test"), sources, strict=True)
-        if isinstance(source, str | Path | float)
-    }
-    return named, tuple(None if isinstance(source, str | Path | float) else source for source in sources)
+    given = {f"data.{name}": source for name, source in zip(("train", "dev", "test"), sources, strict=True)}
+    named = {name: _in_words(source) for name, source in given.items() if _can_be_named(source)}
+    return named, tuple(None if _can_be_named(source) else source for source in sources)
+
+
+def _can_be_named(source: object) -> bool:
+    """A path, a fraction, or a table of paths."""
+    if isinstance(source, Mapping):
+        return bool(source) and all(isinstance(part, str | Path) for part in source.values())
+    return isinstance(source, str | Path | float)
+
+
+def _in_words(source: object) -> object:
+    if isinstance(source, Mapping):
+        return {str(name): str(part) for name, part in source.items()}
+    return str(source) if isinstance(source, Path) else source
 
 
 @dataclass(frozen=True)
@@ -232,9 +242,16 @@ def _encoding_key(dataset: Dataset, assembly: Assembly) -> str:
 
 def _labeller(assembly: Assembly) -> Labeller:
     model = LabelModel(assembly.backbone, [assembly.member])
-    settings = assembly.config.eval
-    budget = settings.batch_tokens or MICRO_TOKENS
-    return Labeller(model, assembly.task, assembly.labels, Calibration(), budget, settings.truncate_gold)
+    config = assembly.config
+    return Labeller(
+        model,
+        assembly.task,
+        assembly.labels,
+        Calibration(),
+        config.eval.batch_tokens or MICRO_TOKENS,
+        switches(config),
+        isinstance(config.data.train, dict),
+    )
 
 
 def _dev_figures(labeller: Labeller, examples: list[Example], rows: Store) -> Mapping[str, float]:

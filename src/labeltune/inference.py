@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from labeltune.data.batches import pack, sorted_batches
+from labeltune.data.readers.rows import PART
 from labeltune.data.store import Store
 from labeltune.errors import ModelError
 from labeltune.labels import LabelSet
@@ -26,6 +27,15 @@ from labeltune.tasks import Calibration, Task
 
 CHUNK = 2048
 """Rows that are sorted by length together; what a stream of answers holds in memory."""
+
+TRUNCATE_GOLD = "eval.truncate_gold"
+SWITCHES = {
+    TRUNCATE_GOLD: "scored on what the model read, not on the full gold",
+    "eval.reported": "selected on the reported split: expect less on new data",
+    "data.tag_starts_only": "entities are their first words alone: this is no span score of whole entities",
+    "data.pad_as_text": "padding was read as text: an answer depends on the rows beside it",
+}
+"""Defects of published protocols that a setting turns on, so that their size can be seen; reports say so."""
 
 Progress = Callable[[int], None]
 """Called with the number of rows just answered."""
@@ -44,7 +54,8 @@ class Labeller:
     """A member that answers: slice 0 of `model`, its task and labels, and what was fitted on dev.
 
     budget: most tokens of one forward pass; a longer row is alone in its own.
-    truncate_gold: score only what the model read.
+    switches: the settings of published protocols that are on, by name (see SWITCHES); every report carries them.
+    parts: the model was trained on a table of files; reports have the figures of each.
     """
 
     model: LabelModel
@@ -52,7 +63,8 @@ class Labeller:
     labels: LabelSet
     calibration: Calibration
     budget: int
-    truncate_gold: bool = False
+    switches: tuple[str, ...] = ()
+    parts: bool = False
 
     def predict(
         self,
@@ -82,7 +94,7 @@ class Labeller:
         return [answer for answer in answers if answer is not None]
 
     def score(self, examples: Sequence[Example], rows: Sequence[Encoded] | Store) -> Figures:
-        """The task's metrics, on the full gold unless `truncate_gold`."""
+        """The task's metrics, on the full gold unless `eval.truncate_gold`."""
         predictions = self.predict(examples, rows, all_scores=True)
         return self.task.score(self.gold(examples, rows), predictions, self.labels)
 
@@ -97,14 +109,27 @@ class Labeller:
         stamps: dict[str, Any] = {
             "lost": lost(self.task, examples, rows),
             "unseen_labels": list(self.task.unseen(gold, self.labels)),
-            "truncate_gold": self.truncate_gold,
+            "switches": list(self.switches),
+            "parts": self._by_part(gold, predictions),
         }
         figures: dict[str, Any] = dict(self.task.score(gold, predictions, self.labels))
         return figures | {name: stamp for name, stamp in stamps.items() if stamp}
 
+    def _by_part(self, gold: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Figures]:
+        """The metrics of each file of a table of files (several languages, say); empty where rows have no part."""
+        places: dict[str, list[int]] = {}
+        for place, example in enumerate(gold):
+            places.setdefault(str(example.fields.get(PART, "")), []).append(place)
+        if not self.parts or "" in places:
+            return {}
+        return {
+            part: self.task.score([gold[p] for p in chosen], [predictions[p] for p in chosen], self.labels)
+            for part, chosen in sorted(places.items())
+        }
+
     def gold(self, examples: Sequence[Example], rows: Sequence[Encoded] | Store) -> Sequence[Example]:
         """What the answers are held against."""
-        if not self.truncate_gold:
+        if TRUNCATE_GOLD not in self.switches:
             return examples
         pairs = zip(examples, rows, strict=True)
         return [self.task.read_part(e, row.target_span) if _is_cut(row) else e for e, row in pairs]
@@ -169,6 +194,4 @@ def caveats(metrics: Mapping[str, Any]) -> list[str]:
         said.append(f"labels that the training rows do not have count as errors: {names}")
     if bad := metrics.get("bad_rows"):
         said.append(f"{bad:,} rows could not be used: they are in no figure")
-    if metrics.get("truncate_gold"):
-        said.append("scored on what the model read, not on the full gold (eval.truncate_gold)")
-    return said
+    return said + [f"{SWITCHES[name]} ({name})" for name in metrics.get("switches", ())]

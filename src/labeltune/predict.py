@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from labeltune.assembly import Assembly, assemble
-from labeltune.config import Config, with_settings
+from labeltune.config import Config, switches, with_settings
 from labeltune.data.datasets import open_dataset
 from labeltune.data.store import Store
 from labeltune.data.templates import parse
@@ -101,7 +101,8 @@ def _load(run: Run, settings: Mapping[str, Any]) -> Predictor:
         run.labels,
         Calibration.from_json(run.decision),
         evaluation.batch_tokens or MICRO_TOKENS,
-        evaluation.truncate_gold,
+        switches(assembly.config),
+        isinstance(assembly.config.data.train, dict),
     )
     return Predictor(run, assembly, labeller)
 

@@ -157,10 +157,14 @@ def finite(value: float) -> float | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of `metrics.json` is a figure; stamps such as `truncate_gold` are none."""
+    """Whether a value of `metrics.json` is a figure; stamps such as `switches` are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures that JSON can say."""
-    return {name: finite(value) if isinstance(value, float) else value for name, value in metrics.items()}
+    """Figures that JSON can say, those of parts included."""
+    return {name: plain_metrics(v) if isinstance(v, Mapping) else _plain(v) for name, v in metrics.items()}
+
+
+def _plain(value: Any) -> Any:
+    return finite(value) if isinstance(value, float) else value

@@ -51,6 +51,8 @@ class Screen:
         if self._figures and not self._quiet:
             self._console.print(metrics_table("", self._figures))
             for split, metrics in self._figures.items():
+                if "parts" in metrics:
+                    self._console.print(metrics_table(split, metrics["parts"]))
                 for sentence in caveats(metrics):
                     self._say(escape(f"{split}: {sentence}"))
 

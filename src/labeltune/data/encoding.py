@@ -20,6 +20,7 @@ import numpy as np
 
 from labeltune.data import units, windows
 from labeltune.data.alignment import Spans, align, blank_tokens
+from labeltune.data.padding import Padding
 from labeltune.data.settings import DataConfig
 from labeltune.data.specials import capacity, check_fast, check_offsets, special_tokens
 from labeltune.data.windows import Cuts, Windows
@@ -125,6 +126,7 @@ class Encoder:
         self.specials = special_tokens(tokenizer, config.bos, config.eos)
         self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (self.specials.prefix, self.specials.suffix))
         self.capacity = capacity(max_tokens, self.specials, config.repeat + 1)
+        self.padding = Padding.of(config, tokenizer, pooled=targets == "document" and edge == "inside")
         self._offsets = targets == "units" or config.long == "truncate"
         if self._offsets:
             check_offsets(tokenizer)
@@ -138,8 +140,13 @@ class Encoder:
         """The examples in order, tokenised in chunks; with `data.context`, each between its neighbours.
 
         Neighbours are of the same group where `data.group` names one. Their tokens fill what a row leaves of its
-        window, the nearest first, half on either side; a row in several windows is its own context.
+        window, the nearest first, half on either side; a row in several windows is its own context. With
+        `data.pad_as_text`, rows are as long as the longest of their block.
         """
+        encoded = self._encode_many(examples)
+        return encoded if self.padding is None else self.padding.pad(encoded)
+
+    def _encode_many(self, examples: Iterable[Example]) -> Iterator[Encoded]:
         rows = ((one, self._fitted(one, text)) for one, text in self._tokenised(examples))
         for before, (example, row), after in neighbours(rows, self.config.context):
             near = ([r.ids for other, r in side if self._same_group(other, example)] for side in (before, after))

@@ -80,11 +80,14 @@ class Reading:
         body = filled.ranges[self._body_field] if self._body_field else None
         first, last = body or (0, len(filled.text))
         places = self._units(filled.text[first:last], words, templated=body is not None)
+        spans = self._spans(row.fields, filled.text[first:last], words)
+        if spans and self.config.tag_starts_only:
+            spans = starts_of(spans, places or units.find(filled.text, self.config.unit))
         return Example(
             id=row.at,
             text=filled.text,
             label=self._label(row.fields),
-            spans=self._spans(row.fields, filled.text[first:last], words, first),
+            spans=shifted(spans, first) if spans is not None else None,
             units=None if places is None else tuple((start + first, end + first) for start, end in places),
             fields=row.fields,
             room=self._room(filled),
@@ -176,13 +179,11 @@ class Reading:
             raise DataError(f"{_shown(cell)} is no finite number", hint="a regression label is a number such as 3.5")
         return number
 
-    def _spans(
-        self, fields: Mapping[str, object], text: str, words: Sequence[str] | None, by: int
-    ) -> tuple[Span, ...] | None:
-        """The gold spans of a tagging row, in characters of the whole text."""
+    def _spans(self, fields: Mapping[str, object], text: str, words: Sequence[str] | None) -> tuple[Span, ...] | None:
+        """The gold spans of a tagging row, in characters of the column that they sit on."""
         if self.columns.tags and words is not None:
-            return shifted(self._tagged(fields, words, self.columns.tags), by)
-        return shifted(self._given(fields, text, self.columns.spans), by) if self.columns.spans else None
+            return self._tagged(fields, words, self.columns.tags)
+        return self._given(fields, text, self.columns.spans) if self.columns.spans else None
 
     def _tagged(self, fields: Mapping[str, object], words: Sequence[str], column: str) -> tuple[Span, ...]:
         tags = self.tags(fields, column)
@@ -258,6 +259,12 @@ def token_places(words: Sequence[str]) -> list[Range]:
         places.append((start, start + len(word)))
         start += len(word) + 1
     return places
+
+
+def starts_of(spans: Sequence[Span], places: Sequence[Range]) -> tuple[Span, ...]:
+    """Each span cut to the first unit that it begins, for `data.tag_starts_only`; one that begins none stays whole."""
+    ends = {start: end for start, end in places}
+    return tuple(Span(span.start, min(span.end, ends.get(span.start, span.end)), span.label) for span in spans)
 
 
 # Cells

@@ -19,9 +19,9 @@ class DataConfig(Settings):
 
     train: str | dict[str, str] | None = None
     """File, folder or `hf:owner/name[:config]` of the training rows; a table name -> file joins several."""
-    dev: str | Annotated[float, Field(gt=0, lt=1)] = 0.1
+    dev: str | dict[str, str] | Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Dev rows: a file, a hub split, or the fraction of the training rows to hold out (stratified, seeded)."""
-    test: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    test: str | dict[str, str] | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Test rows: a file, a hub split, or a fraction held out like dev; opened only for the final evaluation."""
     columns: tuple[str, ...] | None = None
     """Column names of a file without header (CSV, TSV, CoNLL columns)."""
@@ -65,5 +65,9 @@ class DataConfig(Settings):
     """Neighbouring rows put around each row as unlabelled context (tagging)."""
     repeat: Annotated[int, Field(ge=0)] = 0
     """How many more times the text is written; its last copy is read (arXiv 2601.17585)."""
+    tag_starts_only: bool = False
+    """An entity is its first unit, in training and in the gold; for published protocols, every report is stamped."""
+    pad_as_text: Annotated[str, Field(pattern=r"^block:[1-9]\d*$")] | None = None
+    """`block:1000` makes rows as long as the longest of their block, with pad tokens that count as text; stamped."""
     on_bad_row: Annotated[str, one_of(ON_BAD_ROW)] = "error"
     """A row that cannot be used: stop, skip and count, or skip and write it to quarantine.jsonl."""

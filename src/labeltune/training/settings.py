@@ -64,3 +64,5 @@ class EvalConfig(Settings):
     """Most tokens of one forward pass [train.micro_tokens]."""
     truncate_gold: bool = False
     """Score only what the model read; every report is stamped. Never the default."""
+    reported: Annotated[str, one_of(("test", "dev"))] = "test"
+    """The split that the figures stand for; `dev` is for published protocols, and stamps: selected on it."""

@@ -20,7 +20,7 @@ from labeltune.data.readers.hub import PREFIX, is_saved, open_hub, open_saved, s
 from labeltune.data.readers.lines import Lines, no_such, open_bytes, read_bytes, uncompressed_name
 from labeltune.data.readers.memory import LABEL, open_memory
 from labeltune.data.readers.parquet import parquet_label_names, read_parquet
-from labeltune.data.readers.rows import Row, Source
+from labeltune.data.readers.rows import PART, Row, Source
 from labeltune.data.readers.text import (
     FASTTEXT,
     first_word,
@@ -144,7 +144,7 @@ def _joined(parts: Mapping[str, Source]) -> Source:
 
     def rows() -> Iterator[Row]:
         for key, (part, name) in sources.items():
-            extra = {LABEL if part.format == "text" else "part": key}
+            extra = {LABEL if part.format == "text" else PART: key}
             for row in part.rows():
                 at = name + row.at.removeprefix(part.name)
                 yield Row(at, {**extra, **row.fields}, _moved(row.fault, part.name, name))

@@ -13,6 +13,9 @@ from uuid import UUID
 
 from labeltune.errors import DataError
 
+PART = "part"
+"""The column in which rows of a table of files (`{de = "…", ja = "…"}`) keep their file's name in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
