@@ -34,6 +34,7 @@ from labeltune.errors import ModelError, SettingsError
 from labeltune.model import attention
 from labeltune.model.anatomy import find_blocks
 from labeltune.model.families import context_of, family_of
+from labeltune.model.lora import hush_bitsandbytes
 from labeltune.model.settings import ModelConfig
 
 MINI = "mini"
@@ -241,6 +242,7 @@ def _quantization(config: ModelConfig, device: torch.device) -> BitsAndBytesConf
     if find_spec("bitsandbytes") is None:
         hint = "pip install 'labeltune[quantised]'"
         raise ModelError("quantisation needs bitsandbytes", at="model.quantization", hint=hint)
+    hush_bitsandbytes()
     if config.quantization == "int8":
         # One line for each matrix product ("inputs will be cast to float16") is no news.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -15,6 +15,7 @@ Shapes: N tokens, K slices, T tokens per slice (all equal), I inputs, O outputs,
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -358,8 +359,14 @@ def _path(name: str) -> str:
 # PEFT's format
 
 
+def hush_bitsandbytes() -> None:
+    """Before anybody imports it, peft too: where a processor has bf16 units, it tells of a kernel that nobody wants."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def _peft_config(adapter: Adapter, base_model: str | None, revision: str | None) -> dict[str, Any]:
     """The fields of PEFT's own class, so that its releases decide what the file holds."""
+    hush_bitsandbytes()
     from peft import LoraConfig as PeftLoraConfig  # costs 3 to 5 seconds
     from peft import TaskType
 
