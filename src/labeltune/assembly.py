@@ -94,6 +94,7 @@ def assemble(config: Config, labels: LabelSet, tokenizer: PreTrainedTokenizerBas
         task_pooling=task.pooling,
         task_bias=task.bias,
         task_shared=task.shared,
+        task_units=task.targets == "units",
         width=task.width(labels),
         key=Key.of(config.train.seed).fold("weights"),
     )
@@ -140,8 +141,8 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
         "data.max_tokens": longest,
         "model.revision": config.model.revision or getattr(backbone.model.config, "_commit_hash", None),
         "model.weights_sha256": backbone.body_sha256(),
-        "model.unmask": config.model.unmask or task.unmask,
-        "model.pooling": config.model.pooling or task.pooling,
+        "model.unmask": config.model.unmask or ("all" if backbone.family.encoder else task.unmask),
+        "model.pooling": config.model.pooling or ("first" if backbone.family.encoder else task.pooling),
         "model.depth": config.model.depth or backbone.layers,
         "model.dtype": DTYPE_NAMES[backbone.dtype],
         "head.bias": task.bias if config.head.bias is None else config.head.bias,

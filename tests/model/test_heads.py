@@ -11,13 +11,13 @@ from torch import Tensor
 from labeltune.errors import RunError
 from labeltune.keys import Key
 from labeltune.model.crf import CRF
-from labeltune.model.heads import HEADS, Head, load_tensors, save_tensors
+from labeltune.model.heads import Head, load_tensors, save_tensors
 
 KEY = Key.of(5)
 
 
 def head(labels: int = 3, features: int = 8, *, bias: bool = True, dropout: float = 0.0, **words: object) -> Head:
-    return HEADS["linear"](features, labels, bias=bias, dropout=dropout, key=KEY, **words)
+    return Head(features, labels, bias=bias, dropout=dropout, key=KEY, **words)
 
 
 def vectors(rows: int, features: int = 8) -> Tensor:
@@ -69,7 +69,7 @@ def test_a_shared_head_differs_between_logits_by_biases_alone() -> None:
 
 
 def test_save_and_load_are_exact(tmp_path: Path) -> None:
-    one, other = head(5, crf=CRF(5)), HEADS["linear"](8, 5, bias=True, dropout=0.0, key=KEY.fold(1), crf=CRF(5))
+    one, other = head(5, crf=CRF(5)), Head(8, 5, bias=True, dropout=0.0, key=KEY.fold(1), crf=CRF(5))
     for parameter in one.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(2))
     save_tensors(tmp_path / "head.safetensors", one)

@@ -68,8 +68,8 @@ FAMILIES: dict[str, Family] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "deberta-v2": _ROWS_ENCODER,
-    "luke": _ROWS_ENCODER,
-    "mpnet": _ROWS_ENCODER,
+    "luke": replace(_ROWS_ENCODER, pooler=True),
+    "mpnet": replace(_ROWS_ENCODER, pooler=True),
     # rows of equal length, and why
     "bloom": _ALIBI,
     "mpt": _ALIBI,

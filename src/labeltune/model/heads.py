@@ -5,6 +5,7 @@ Shapes: S targets (or tokens, where logits are pooled), D features, L labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,15 +56,53 @@ class Head(nn.Module):
         key: of this pass's randomness, None outside training. row_S, index_S: the address of each vector, which is
         its token's, or its target's first token's.
         """
-        vectors_SD = vectors_SD.float()
-        if key is not None and self.dropout:
-            keep_SD = keep_mask(key.fold("head"), row_S, index_S, vectors_SD.shape[1], self.dropout)
-            vectors_SD = torch.where(keep_SD, vectors_SD / (1 - self.dropout), 0.0)
+        vectors_SD = dropped(vectors_SD.float(), self.dropout, key, row_S, index_S)
         return F.linear(vectors_SD, self.weight.expand(self.labels, -1), self.bias)
 
 
-HEADS: dict[str, type[Head]] = {"linear": Head}
-"""Heads by the name in `head.kind`."""
+class StockHead(nn.Module):
+    """Modules of a stock model in a row, the last linear layer giving the logits.
+
+    Stages that read the first token of a text are handed texts of one token.
+    """
+
+    crf = None
+
+    def __init__(self, stages: Sequence[nn.Module], labels: int, *, dropout: float) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages).float().requires_grad_(True)
+        self.labels, self.dropout = labels, dropout
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Of the last layer, (L, …)."""
+        return [module for module in self.modules() if isinstance(module, nn.Linear)][-1].weight
+
+    def forward(
+        self, vectors_SD: torch.Tensor, key: Key | None, row_S: torch.Tensor, index_S: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (S, L), as `Head`."""
+        values: torch.Tensor = dropped(vectors_SD.float(), self.dropout, key, row_S, index_S)[:, None]
+        for stage in self.stages:
+            values = stage(values)
+        return values.reshape(-1, self.labels)
+
+
+HEAD_KINDS = ("linear", "stock")
+"""What `head.kind` may say."""
+
+
+def dropped(
+    vectors_SD: torch.Tensor, share: float, key: Key | None, row_S: torch.Tensor, index_S: torch.Tensor
+) -> torch.Tensor:
+    """A head's input with addressed dropout; as it is where there is no key, or no dropout."""
+    if key is None or not share:
+        return vectors_SD
+    keep_SD = keep_mask(key.fold("head"), row_S, index_S, vectors_SD.shape[1], share)
+    return torch.where(keep_SD, vectors_SD / (1 - share), 0.0)
 
 
 def save_tensors(path: Path, module: nn.Module) -> None:

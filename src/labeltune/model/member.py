@@ -21,11 +21,12 @@ from labeltune.keys import Key
 from labeltune.model import lora
 from labeltune.model.backbone import Backbone
 from labeltune.model.crf import CRF
-from labeltune.model.heads import HEADS, Head, load_tensors, save_tensors
+from labeltune.model.heads import Head, StockHead, load_tensors, save_tensors
 from labeltune.model.layout import Layout
 from labeltune.model.pooling import LEARNED, Pooling, combine
 from labeltune.model.ranges import parse_layers
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
+from labeltune.model.stock import stock_head
 from labeltune.schema import Batch
 
 ADAPTER, HEAD = "adapter", "head.safetensors"
@@ -48,7 +49,7 @@ class Member(nn.Module):
         depth: int,
         pooling: Pooling,
         pool_on: str,
-        head: Head,
+        head: Head | StockHead,
     ) -> None:
         super().__init__()
         self.adapter = adapter
@@ -58,7 +59,7 @@ class Member(nn.Module):
     def read(self, hidden_NH: torch.Tensor, part: Part, key: Key | None) -> torch.Tensor:
         """Logits (S, L) of one slice, in fp32."""
         if not part.targets:
-            return self.head.weight.new_zeros(0, self.head.labels)
+            return hidden_NH.new_zeros(0, self.head.labels, dtype=torch.float32)
         if self.pool_on == "logits":
             logits_NL = self.head(hidden_NH, key, part.token_row, part.token_index)
             return self._pool(logits_NL, part)
@@ -192,12 +193,14 @@ def build(
     task_pooling: str,
     task_bias: bool,
     task_shared: bool = False,
+    task_units: bool = False,
     width: int,
     key: Key,
 ) -> Member:
     """A fresh member, its settings resolved against the backbone; `task_…` are the task's choices where they are open.
 
-    task_shared: one weight vector for all logits (CORAL). width: labels of the head. key: of the initial weights.
+    task_shared: one weight vector for all logits (CORAL).
+    task_units: targets are words. width: labels of the head. key: of the initial weights.
 
     Raises:
         SettingsError, ModelError: a setting that this backbone cannot follow.
@@ -219,7 +222,9 @@ def build(
         depth=depth,
         pooling=Pooling(pooling, backbone.hidden_size),
         pool_on=model.pool_on,
-        head=HEADS[head.kind](
+        head=_stock_head(model, head, width, task_shared, task_units, key)
+        if head.kind == "stock"
+        else Head(
             backbone.hidden_size,
             width,
             bias=bias,
@@ -230,6 +235,13 @@ def build(
         ),
     )
     return member.to(backbone.device)
+
+
+def _stock_head(model: ModelConfig, head: HeadConfig, width: int, shared: bool, units: bool, key: Key) -> StockHead:
+    if head.crf or shared:
+        what = "a CRF" if head.crf else "an ordinal task"
+        raise SettingsError(f"a stock head does not go with {what}", at="head.kind", hint='set it to "linear"')
+    return stock_head(model, width, units=units, dropout=head.dropout, key=key)
 
 
 def _depth(backbone: Backbone, model: ModelConfig) -> int:

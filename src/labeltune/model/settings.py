@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from labeltune.model.heads import HEADS
+from labeltune.model.heads import HEAD_KINDS
 from labeltune.model.pooling import POOLINGS
 from labeltune.settings import Settings, one_of
 
@@ -16,7 +16,6 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 CHECKPOINTING = ("auto", "on", "off")
 POOLING_NAMES = tuple(POOLINGS)
 LORA_KINDS = ("lora", "rslora", "dora", "none", "full")
-HEAD_KINDS = tuple(HEADS)
 
 
 class ModelConfig(Settings):
@@ -29,9 +28,9 @@ class ModelConfig(Settings):
     weights_sha256: str | None = None
     """Hash of the backbone's weight files; other weights are refused [recorded by the training]."""
     unmask: str | None = None
-    """Layers whose causal mask is removed: `none`, `all`, `first:8`, `last:8`, `8:16`, unions [none; tagging all]."""
+    """Layers whose causal mask is removed: `none`, `all`, `first:8`, `8:16`, unions [none; tagging, encoders: all]."""
     pooling: Annotated[str, one_of(POOLING_NAMES)] | None = None
-    """How a piece's tokens become one vector [last; tagging first]."""
+    """How a piece's tokens become one vector [last; tagging, encoders: first]."""
     pool_on: Annotated[str, one_of(POOL_ON)] = "hidden"
     """Pool hidden states, or the logits of every token."""
     pool_special: bool = False
@@ -69,7 +68,7 @@ class HeadConfig(Settings):
     """The label head and its loss."""
 
     kind: Annotated[str, one_of(HEAD_KINDS)] = "linear"
-    """The head: one linear layer from a pooled vector to the labels, in fp32."""
+    """linear: one layer from a pooled vector to the labels; stock: the family's own head and bias. In fp32."""
     bias: bool | None = None
     """A bias in the head [false for documents, true for tags]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
