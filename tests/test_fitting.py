@@ -105,6 +105,20 @@ def test_the_log_has_a_line_for_each_step(finished: Path) -> None:
     assert [line["step"] for line in lines if "dev" in line] == [3, 6, 9]
 
 
+def test_the_dev_loss_of_a_classifier_is_its_log_loss(finished: Path) -> None:
+    dev = [line["dev"] for line in rows_of(finished / "log.jsonl") if "dev" in line]
+    assert [figures["loss"] for figures in dev] == pytest.approx([figures["log_loss"] for figures in dev], rel=1e-5)
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_of_equal_span_figures_the_lowest_loss_on_dev_chooses_the_weights(fit, small: Path, crf: bool) -> None:
+    nothing_to_find = [row | {"tags": ["O"] * len(row["tags"])} for row in rows_of(small / "names-dev.jsonl")]
+    run = fit(kind="names", dev=nothing_to_find, settings={"train.epochs": 3, "head.crf": crf})
+    dev = {line["epoch"]: line["dev"] for line in rows_of(run.folder / "log.jsonl") if "dev" in line}
+    assert {figures["span_f1"] for figures in dev.values()} == {0.0}
+    assert run.metrics["train"]["best_epoch"] == min(dev, key=lambda epoch: dev[epoch]["loss"]) != 1
+
+
 # What may be trained on
 
 

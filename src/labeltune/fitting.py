@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,10 +61,10 @@ from labeltune.storage import (
     write_atomic,
     write_json,
 )
-from labeltune.tasks import Calibration
+from labeltune.tasks import Calibration, Loss
 from labeltune.training.checkpoint import State, load_state, save_state
 from labeltune.training.meter import Meter
-from labeltune.training.trainer import MICRO_TOKENS, Evaluate, Group, Step, Trial, restore
+from labeltune.training.trainer import MICRO_TOKENS, Group, Step, Trial, restore
 from labeltune.training.trainer import train as steps
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -179,7 +179,7 @@ def _prepare(config: Config, folder: Path, given: tuple[object, ...], listen: Li
         for sentence in caveats({"lost": counts}):
             listen(Said(f"{name}: {sentence}"))
     labeller = _labeller(assembly)
-    trial = _trial(assembly, rows, lambda: _dev_figures(labeller, dev_rows, dev_store))
+    trial = _trial(assembly, rows, lambda loss: _dev_figures(labeller, dev_rows, dev_store, loss))
     if config.train.init is not None and not (folder / WORK / CHECKPOINT).exists():
         listen(Said(start_from(assembly, Path(config.train.init))))
     group = Group(assembly.backbone)
@@ -254,15 +254,15 @@ def _labeller(assembly: Assembly) -> Labeller:
     )
 
 
-def _dev_figures(labeller: Labeller, examples: list[Example], rows: Store) -> Mapping[str, float]:
+def _dev_figures(labeller: Labeller, examples: list[Example], rows: Store, loss: Loss) -> Mapping[str, float]:
     """The dev metrics; no numbers where the weights have run away, so that they are never the best."""
     try:
-        return labeller.score(examples, rows)
+        return labeller.score(examples, rows, loss)
     except NotFinite:
         return dict.fromkeys(labeller.task.metrics, math.nan)
 
 
-def _trial(assembly: Assembly, rows: Store, evaluate: Evaluate) -> Trial:
+def _trial(assembly: Assembly, rows: Store, evaluate: Callable[[Loss], Mapping[str, float]]) -> Trial:
     config, task = assembly.config, assembly.task
     parameters = dict(assembly.member.named_parameters())
     if config.lora.kind == "full":
@@ -270,14 +270,15 @@ def _trial(assembly: Assembly, rows: Store, evaluate: Evaluate) -> Trial:
         parameters |= {f"{BACKBONE}.{name}": parameter for name, parameter in body}
     select = config.train.select or task.select
     counts = label_counts(rows, len(task.classes(assembly.labels)))
+    loss = task.loss(config.head, assembly.labels, counts, assembly.member.head)
     return Trial(
         name=task.name,
         config=config.train,
         member=assembly.member,
         parameters=parameters,
         rows=rows,
-        loss=task.loss(config.head, assembly.labels, counts, assembly.member.head),
-        evaluate=evaluate,
+        loss=loss,
+        evaluate=lambda: evaluate(loss),
         select=(select, task.higher_is_better(select)),
         key=Key.of(config.train.seed).fold("trial"),
     )

@@ -7,6 +7,7 @@ same portions, so the same rows give the same batches, and the same bits, wherev
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from labeltune.labels import LabelSet
 from labeltune.metrics import Figures
 from labeltune.model.member import LabelModel
 from labeltune.schema import Encoded, Example, Prediction
-from labeltune.tasks import Calibration, Task
+from labeltune.tasks import Calibration, Loss, Task
 
 CHUNK = 2048
 """Rows that are sorted by length together; what a stream of answers holds in memory."""
@@ -39,6 +40,8 @@ SWITCHES = {
 
 Progress = Callable[[int], None]
 """Called with the number of rows just answered."""
+Hear = Callable[[list[int], np.ndarray, np.ndarray], None]
+"""Called with the row numbers, logits (S, L) and target_document (S) of a forward pass."""
 
 
 class NotFinite(ModelError):
@@ -47,6 +50,10 @@ class NotFinite(ModelError):
 
 def no_progress(rows: int) -> None:
     """The progress that nobody watches."""
+
+
+def nobody(numbers: list[int], logits_SL: np.ndarray, documents_S: np.ndarray) -> None:
+    """Nobody hears of the passes."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +81,13 @@ class Labeller:
         min_score: float | None = None,
         all_scores: bool = False,
         progress: Progress = no_progress,
+        hear: Hear = nobody,
     ) -> list[Prediction]:
-        """One prediction per example, in order; `rows` are the examples, encoded."""
+        """One prediction per example, in order; `rows` are the examples, encoded. hear: told every pass."""
         answers: list[Prediction | None] = [None] * len(examples)
         head = self.model.members[0].head
         for numbers, logits_SL, documents_S in self._passes(rows):
+            hear(numbers, logits_SL, documents_S)
             decisions = self.task.decide(logits_SL, documents_S, self.labels, self.calibration, head)
             chosen = self.task.predictions(
                 [examples[number] for number in numbers],
@@ -93,10 +102,20 @@ class Labeller:
             progress(len(numbers))
         return [answer for answer in answers if answer is not None]
 
-    def score(self, examples: Sequence[Example], rows: Sequence[Encoded] | Store) -> Figures:
-        """The task's metrics, on the full gold unless `eval.truncate_gold`."""
-        predictions = self.predict(examples, rows, all_scores=True)
-        return self.task.score(self.gold(examples, rows), predictions, self.labels)
+    def score(self, examples: Sequence[Example], rows: Sequence[Encoded] | Store, loss: Loss) -> Figures:
+        """The task's metrics, on the full gold unless `eval.truncate_gold`, and `loss`, the mean of the training's."""
+        sums = np.zeros(2)  # of losses, of weights
+        device = self.model.backbone.device
+
+        def hear(numbers: list[int], logits_SL: np.ndarray, documents_S: np.ndarray) -> None:
+            labels = np.concatenate([rows[number].labels for number in numbers])
+            arrays = (torch.from_numpy(array).to(device) for array in (logits_SL, labels, documents_S))
+            with torch.no_grad():
+                sums[:] += [float(part) for part in loss(*arrays)]
+
+        predictions = self.predict(examples, rows, all_scores=True, hear=hear)
+        figures = self.task.score(self.gold(examples, rows), predictions, self.labels)
+        return figures | {"loss": float(sums[0] / sums[1]) if sums[1] else math.nan}
 
     def report(
         self,

@@ -157,6 +157,15 @@ def test_the_best_weights_are_copied_and_put_back(make_trial) -> None:
     assert all(torch.equal(w, seen[0][name]) for name, w in trial.weights().items())
 
 
+@pytest.mark.parametrize(("losses", "epoch"), [([0.9, 0.7, 0.8], 2), ([0.7, 0.7, 0.9], 1), ([0.9, 0.8, 0.1], 3)])
+def test_of_equal_scores_the_lowest_dev_loss_wins_and_is_no_progress(make_trial, losses, epoch) -> None:
+    values = iter(losses)
+    trial = make_trial(epochs=4, patience=2, evaluate=lambda: {"macro_f1": 0.0, "loss": next(values)})
+    seen = [step.evaluation.best for step in run(trial) if step.evaluation]
+    assert (trial.status, trial.best_epoch, trial.best_loss) == ("stopped early", epoch, min(losses))
+    assert seen == [loss < min(losses[:number], default=1) for number, loss in enumerate(losses)]
+
+
 def test_patience_stops_the_trial(make_trial) -> None:
     values = iter([0.9, 0.1, 0.2, 0.95])
     trial = make_trial(epochs=4, patience=2, evaluate=lambda: {"macro_f1": next(values)})

@@ -32,7 +32,7 @@ from labeltune.training.settings import TrainConfig
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """(logits_SL, labels, target_document) -> (sum of weighted losses, sum of weights)."""
 Evaluate = Callable[[], Mapping[str, float]]
-"""Dev metrics of the member as it is now."""
+"""Dev metrics of the member as it is now; `loss` among them settles between equal ones."""
 MICRO_TOKENS = 1024
 """Tokens of a forward pass where the settings leave it open: the CPU's sweet spot."""
 
@@ -112,6 +112,7 @@ class Trial:
     step: int = 0
     stale: int = 0
     best_value: float | None = None
+    best_loss: float = math.nan
     best_step: int = 0
     best_epoch: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -144,20 +145,23 @@ class Trial:
         return (epoch_ends if every == "epoch" else self.step % int(every) == 0) or self.step >= self.plan.total
 
     def judge(self, metrics: Mapping[str, float], epoch: int) -> bool:
-        """Keep a copy of the weights if `metrics` are the best so far; count evaluations without a better one."""
+        """Keep a copy of the weights if `metrics` are the best so far; count evaluations without a better one.
+
+        Of equal values the one with the lower dev loss is kept, and counts as no better one for `train.patience`.
+        """
         name, higher = self.select
-        value = metrics[name]
+        value, loss = metrics[name], metrics.get("loss", math.nan)
         better = math.isfinite(value) and (
             self.best_value is None or (value > self.best_value if higher else value < self.best_value)
         )
-        if better:
-            self.best_value, self.best_step, self.best_epoch = value, self.step, epoch
-            self.best, self.stale = self.weights(), 0
-        else:
-            self.stale += 1
+        chosen = better or (value == self.best_value and loss < self.best_loss)  # never where one is no number
+        if chosen:
+            self.best_value, self.best_loss, self.best_step, self.best_epoch = value, loss, self.step, epoch
+            self.best = self.weights()
+        self.stale = 0 if better else self.stale + 1
         if self.config.patience is not None and self.stale >= self.config.patience:
             self.status = "stopped early"
-        return better
+        return chosen
 
     def finish(self) -> None:
         """Put the best weights in place; without an evaluation the last ones stay."""
@@ -165,7 +169,7 @@ class Trial:
             self.put(self.best)
 
 
-FACTS = ("status", "step", "stale", "best_value", "best_step", "best_epoch")
+FACTS = ("status", "step", "stale", "best_value", "best_loss", "best_step", "best_epoch")
 
 
 class Group:
