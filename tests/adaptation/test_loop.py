@@ -15,7 +15,7 @@ from labeltune.adaptation.objectives import OBJECTIVES, Masking
 from labeltune.adaptation.optimisers import OPTIMISERS, Rates, Weights
 from labeltune.errors import ModelError
 from labeltune.keys import Key
-from labeltune.model import lora
+from labeltune.model import lora, updates
 from labeltune.model.backbone import wrap
 from labeltune.model.causal import Causal
 from labeltune.model.layout import plain_layout
@@ -154,7 +154,7 @@ def work_of(rows, *, objective: str = "clm", optimiser: str = "adamw", adapter: 
         backbone = backbone_reader.causal.backbone
         modules = backbone.linear_modules()
         made = lora.Adapter.build(modules, LoraConfig(rank=2, dropout=0.3), Key.of(3))
-        attached = lora.attach(dict(backbone.model.named_modules()), [made], backbone.slot)
+        attached = updates.attach(dict(backbone.model.named_modules()), [made], backbone.slot)
         parameters = dict(made.named_parameters())
     reader = Reader(
         backbone_reader.causal, backbone_reader.objective, backbone_reader.directions, 0.4, 3, nullcontext, attached

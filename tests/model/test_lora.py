@@ -19,8 +19,9 @@ from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key, keep_mask
 from labeltune.model.backbone import Backbone, wrap
 from labeltune.model.layout import Layout, Slot
-from labeltune.model.lora import Adapter, attach, merge
+from labeltune.model.lora import Adapter, merge
 from labeltune.model.settings import LoraConfig
+from labeltune.model.updates import attach
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning:transformers")  # PEFT asks
 KEY = Key.of(3)
@@ -117,10 +118,26 @@ def test_dropout_equals_peft_with_the_same_mask(family, tiny_model, documents, t
     model = oracle(tiny_model(family), adapter, tmp_path)
     for name, module in model.named_modules():
         if name.endswith("lora_dropout"):
-            module["default"] = OurMask(
-                name.removeprefix("base_model.model.").removesuffix(".lora_dropout"), 0.25, docs
-            )
+            name = name.removeprefix("base_model.model.").removesuffix(".lora_dropout")
+            module["default"] = OurMask(backbone.slot.first_reader[name], 0.25, docs)
     same_as_peft(model, adapter, out, docs)
+
+
+def test_layers_that_read_one_tensor_share_its_dropout_whichever_are_adapted(tiny_model, documents) -> None:
+    """q, k and v read one tensor, o another; an adapter on k and v alone draws what all of them draw."""
+    docs, backbone = documents(LENGTHS), wrap(tiny_model("llama"))
+    first = backbone.slot.first_reader
+    assert {name.rpartition(".")[2]: reader.rpartition(".")[2] for name, reader in first.items()} == {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "q_proj"),
+        **{"o_proj": "o_proj", "gate_proj": "gate_proj", "up_proj": "gate_proj", "down_proj": "down_proj"},
+    }
+    every, two = (adapter_for(backbone, dropout=0.3, targets=t) for t in (None, ("k_proj", "v_proj")))
+    for name in set(every.names) - set(two.names):
+        every.pair(name)[1].data.zero_()
+    for name in two.names:
+        for mine, theirs in zip(every.pair(name), two.pair(name), strict=True):
+            mine.data.copy_(theirs)
+    torch.testing.assert_close(hidden(backbone, docs, [every], [KEY]), hidden(backbone, docs, [two], [KEY]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -293,8 +310,8 @@ def test_stacked_slices_equal_looped_slices(ranks: list[int], tokens: int, rate:
     update = next(iter(module._forward_hooks.values()))
     x, y = (torch.randn(slices * tokens, n, generator=torch.Generator().manual_seed(1)) for n in (6, 8))
     layout = flat_layout(slices, tokens, attached)
-    x, scales = update._dropped(x, layout)
-    looped, stacked = update.looped(module, x, y, scales, layout), update.stacked(x, y, scales)
+    reading = update.source.read(x, layout)
+    looped, stacked = update.looped(module, y, reading), update.stacked(reading.x_NI, y, reading.scales)
     torch.testing.assert_close(stacked, looped)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
     parameters = [p for adapter in adapters for p in adapter.parameters()]

@@ -23,7 +23,7 @@ from labeltune.data.specials import special_tokens
 from labeltune.errors import SettingsError
 from labeltune.keys import Key
 from labeltune.model import causal as causals
-from labeltune.model import lora
+from labeltune.model import lora, updates
 from labeltune.model.causal import Causal
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import build_adapter
@@ -155,7 +155,7 @@ def _autocast(config: Adaptation, causal: Causal) -> Callable[[], AbstractContex
     return nullcontext
 
 
-def _adapter(config: Adaptation, causal: Causal) -> tuple[lora.Adapter | None, lora.Attached | None]:
+def _adapter(config: Adaptation, causal: Causal) -> tuple[lora.Adapter | None, updates.Attached | None]:
     if config.lora is None:
         return None, None
     backbone = causal.backbone
@@ -164,7 +164,7 @@ def _adapter(config: Adaptation, causal: Causal) -> tuple[lora.Adapter | None, l
         hint = "leave the section lora out to train all weights"
         raise SettingsError(f"{config.lora.kind!r} is no adapter", at="lora.kind", hint=hint)
     adapter.to(backbone.device)
-    return adapter, lora.attach(dict(backbone.model.named_modules()), [adapter], backbone.slot)
+    return adapter, updates.attach(dict(backbone.model.named_modules()), [adapter], backbone.slot)
 
 
 # Training

@@ -65,6 +65,7 @@ class Backbone(nn.Module):
         if not self.packed and model.config._attn_implementation == attention.NAME:
             model.set_attn_implementation("eager")
         self._tail = self._find_tail()
+        self.slot.first_reader.update(self._find_readers())
         self.train()
 
     @property
@@ -134,11 +135,7 @@ class Backbone(nn.Module):
 
     def linear_modules(self, targets: Sequence[str] | None = None) -> dict[str, nn.Module]:
         """The linear layers to adapt, by their name in `model`: attention's own, or those called like `targets`."""
-        modules: Iterable[tuple[str, nn.Module]] = self.model.named_modules()
-        inside = self._blocks + "."
-        linear: dict[str, nn.Module] = {
-            n: m for n, m in modules if n.startswith(inside) and isinstance(m, nn.Linear | Conv1D)
-        }
+        linear, inside = dict(self._linear()), self._blocks + "."
         if targets is None:
             found = {n: m for n, m in linear.items() if is_attention(n.removeprefix(inside).split(".")[1])}
             if not found:
@@ -257,6 +254,27 @@ class Backbone(nn.Module):
             for name, child in block.named_children():
                 if is_attention(name):
                     child.register_forward_pre_hook(put_back, with_kwargs=True)
+
+    def _find_readers(self) -> dict[str, str]:
+        """For each linear layer the first one that reads the same tensor, by name."""
+        read: list[tuple[Tensor, str]] = []  # the tensors are kept, so that none takes another's place
+
+        def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _, args: read.append((args[0], name))
+
+        handles = [m.register_forward_pre_hook(note(name)) for name, m in self._linear()]
+        with torch.no_grad():
+            self._probe()
+        for handle in handles:
+            handle.remove()
+        first: dict[int, str] = {}
+        return {name: first.setdefault(id(tensor), name) for tensor, name in read}
+
+    def _linear(self) -> Iterator[tuple[str, nn.Module]]:
+        """The linear layers of the blocks, by name."""
+        modules: Iterable[tuple[str, nn.Module]] = self.model.named_modules()
+        inside = self._blocks + "."
+        return ((n, m) for n, m in modules if n.startswith(inside) and isinstance(m, nn.Linear | Conv1D))
 
     def _find_tail(self) -> tuple[str, ...] | None:
         """The modules between the last block and the last hidden states, by name; None where they are not the whole."""

@@ -25,7 +25,7 @@ class Layout:
     unmasked: [layer][slice], True where that slice's documents look both ways in that layer.
     token_row, token_index: int64 (N), the addresses that dropout draws from.
     keys: per slice, the key of this pass's randomness, or None outside training.
-    owner: whose adapters act in this pass (what `lora.attach` returned); None is nobody, the bare backbone.
+    owner: whose adapters act in this pass (what `updates.attach` returned); None is nobody, the bare backbone.
     """
 
     lengths: tuple[int, ...]
@@ -40,10 +40,14 @@ class Layout:
 
 
 class Slot:
-    """Holds the layout of the pass that is running."""
+    """Holds the layout of the pass that is running.
+
+    first_reader: for each linear layer of the body, the first one that reads the same tensor.
+    """
 
     def __init__(self) -> None:
         self._current: Layout | None = None
+        self.first_reader: dict[str, str] = {}
 
     @property
     def current(self) -> Layout:

@@ -1,39 +1,26 @@
-"""Low-rank updates on untouched linear layers: member k's adapter changes slice k of the packed tokens, nothing else.
+"""The low-rank adapter of one member: its weights, merging, and PEFT's format.
 
-The module keeps its name, class and weights (Linear, Conv1D, fused qkv, 4- and 8-bit alike); a forward hook adds the
-update to its output. Adapters are fp32 masters. The update is computed in the dtype of the activations: in fp32 all of
-it; in bf16 the masters are cast for the two thin products, whose gradients are cast back and accumulated in fp32.
+Adapters are fp32 masters whatever the backbone's dtype. What they do in a pass is `updates.py`.
 
-Several members: a loop over slices on CPU (bit-identical with each member alone), on other devices one `bmm` and one
-`baddbmm` over stacked adapters where slices are of equal size, since there launches are what a small pass costs.
-
-DoRA (Liu et al. 2024, arXiv 2402.09353) is computed here too and not through PEFT's layer, so that it packs, shares a
-pass and leaves the module untouched like the rest; the weight norm is a constant of the step (section 4.3 there).
-
-Shapes: N tokens, K slices, T tokens per slice (all equal), I inputs, O outputs, R rank.
+Shapes: I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from labeltune.errors import ModelError, RunError, SettingsError, nearest
-from labeltune.keys import Key, generator, keep_mask, keep_masks
-from labeltune.model.layout import Layout, Slot
+from labeltune.keys import Key, generator
 from labeltune.model.settings import LoraConfig
 from labeltune.storage import read_json, write_atomic, write_json
 
@@ -94,7 +81,7 @@ class Adapter(nn.Module):
                 bound = 1 / math.sqrt(a.shape[1])
                 a.uniform_(-bound, bound, generator=generator(key.fold("lora", name)))
                 if config.kind == "dora":
-                    adapter.magnitude[_path(name)].copy_(torch.linalg.vector_norm(_weight(module, name), dim=1))
+                    adapter.magnitude[_path(name)].copy_(torch.linalg.vector_norm(weight_of(module, name), dim=1))
         return adapter
 
     @torch.no_grad()
@@ -123,6 +110,11 @@ class Adapter(nn.Module):
     def pair(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """A (R, I) and B (O, R) of one module."""
         return self.A[_path(name)], self.B[_path(name)]
+
+    def magnitude_of(self, name: str) -> torch.Tensor:
+        """The magnitudes (O) of one module under DoRA."""
+        magnitude_O: torch.Tensor = self.magnitude[_path(name)]
+        return magnitude_O
 
     def update(self, name: str) -> torch.Tensor:
         """The whole update of one module's weight, (O, I) in fp32, before any magnitude."""
@@ -162,38 +154,6 @@ class Adapter(nn.Module):
         return adapter
 
 
-class Attached:
-    """Hooks on a backbone's modules; they act only in passes whose layout names them as `owner`."""
-
-    def __init__(self) -> None:
-        """No hooks yet; use `attach`."""
-        self._handles: list[RemovableHandle] = []
-
-    def add(self, handle: RemovableHandle) -> None:
-        """Own one more hook."""
-        self._handles.append(handle)
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-
-def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None], slot: Slot) -> Attached:
-    """Hook the modules that any adapter names; adapter k updates slice k of the passes that `slot` announces.
-
-    Raises:
-        ModelError: an adapter names a module that is not there, or of another shape.
-    """
-    attached = Attached()
-    for name in dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.names):
-        chosen = tuple(adapter if adapter is not None and name in adapter.names else None for adapter in adapters)
-        module = _module_of(modules, name, chosen)
-        attached.add(module.register_forward_hook(_Update(name, chosen, slot, attached)))
-    return attached
-
-
 def merge(modules: Mapping[str, nn.Module], adapter: Adapter) -> None:
     """Write the adapter into the weights, in fp32; the adapter must not run afterwards.
 
@@ -201,7 +161,7 @@ def merge(modules: Mapping[str, nn.Module], adapter: Adapter) -> None:
         ModelError: a weight is not fp32, where merging would round the update away.
     """
     for name in adapter.names:
-        module = _module_of(modules, name, (adapter,))
+        module = module_of(modules, name, (adapter,))
         weight = module.weight
         if not isinstance(weight, torch.Tensor) or weight.dtype != torch.float32:
             raise ModelError("only fp32 weights take an adapter in", at=name, hint='load with model.dtype = "fp32"')
@@ -212,98 +172,11 @@ def merge(modules: Mapping[str, nn.Module], adapter: Adapter) -> None:
 
 
 def _merged(module: nn.Module, adapter: Adapter, name: str) -> torch.Tensor:
-    changed = _weight(module, name) + adapter.update(name)  # (O, I)
+    changed = weight_of(module, name) + adapter.update(name)  # (O, I)
     if adapter.kind != "dora":
         return changed
-    magnitude_O: torch.Tensor = adapter.magnitude[_path(name)]
-    scale_O: torch.Tensor = magnitude_O / torch.linalg.vector_norm(changed, dim=1)
+    scale_O: torch.Tensor = adapter.magnitude_of(name) / torch.linalg.vector_norm(changed, dim=1)
     return changed * scale_O.unsqueeze(1)
-
-
-class _Update:
-    """The forward hook of one module: `output + update(input)`, slice by slice."""
-
-    def __init__(self, name: str, adapters: tuple[Adapter | None, ...], slot: Slot, owner: Attached) -> None:
-        self.name, self.adapters, self.slot, self.owner = name, adapters, slot, owner
-        self.stackable = all(adapter is not None and adapter.kind != "dora" for adapter in adapters)
-
-    def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        layout = self.slot.current
-        if layout.owner is not self.owner:
-            return None
-        x_NI, y_NO = args[0].flatten(0, -2), output.flatten(0, -2)
-        if len(x_NI) != layout.slice_tokens[-1]:
-            raise ModelError(
-                f"this layer reads {len(x_NI)} of {layout.slice_tokens[-1]} tokens, and an adapter needs them all",
-                at=self.name,
-                hint="take it out of lora.targets",
-            )
-        x_NI, scales = self._dropped(x_NI, layout)
-        sizes = {b - a for a, b in pairwise(layout.slice_tokens)}
-        if self.stackable and len(scales) > 1 and len(sizes) == 1 and x_NI.device.type != "cpu":
-            return self.stacked(x_NI, y_NO, scales).view_as(output)
-        return self.looped(module, x_NI, y_NO, scales, layout).view_as(output)
-
-    def _dropped(self, x_NI: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, list[float]]:
-        """The input with dropped features at zero, and per slice the factor of the update."""
-        pairs = list(zip(self.adapters, layout.keys, strict=True))
-        rates = [adapter.dropout if adapter is not None and key is not None else 0.0 for adapter, key in pairs]
-        scales = [
-            a.scaling / (1 - rate) if a is not None else 0.0 for a, rate in zip(self.adapters, rates, strict=True)
-        ]
-        if not any(rates):
-            return x_NI, scales
-        keys = [key.fold("lora", self.name) if key is not None else None for key in layout.keys]
-        address, features = (layout.token_row, layout.token_index), x_NI.shape[1]
-        if len(keys) == 1 and keys[0] is not None:
-            keep_NI = keep_mask(keys[0], *address, features, rates[0])
-        else:
-            keep_NI = keep_masks(keys, rates, layout.slice_tokens, *address, features)
-        return torch.where(keep_NI, x_NI, 0.0), scales
-
-    def looped(
-        self, module: nn.Module, x_NI: torch.Tensor, y_NO: torch.Tensor, scales: Sequence[float], layout: Layout
-    ) -> torch.Tensor:
-        """Each slice by itself; slices without an adapter stay as they are."""
-        sizes = [b - a for a, b in pairwise(layout.slice_tokens)]
-        parts = zip(self.adapters, torch.split(x_NI, sizes), torch.split(y_NO, sizes), scales, strict=True)
-        updated = [self._one(module, *part) for part in parts]
-        return updated[0] if len(updated) == 1 else torch.cat(updated)
-
-    def _one(
-        self, module: nn.Module, adapter: Adapter | None, x_TI: torch.Tensor, y_TO: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        if adapter is None:
-            return y_TO
-        a_RI, b_OR = (p.to(x_TI.dtype) for p in adapter.pair(self.name))
-        u_TR = x_TI @ a_RI.T
-        if adapter.kind != "dora":
-            return torch.addmm(y_TO, u_TR, b_OR.T, alpha=scale)
-        with torch.no_grad():
-            norm_O = torch.linalg.vector_norm(_weight(module, self.name) + adapter.update(self.name), dim=1)
-        magnitude_O: torch.Tensor = adapter.magnitude[_path(self.name)]
-        factor_O = (magnitude_O / norm_O).to(x_TI.dtype)
-        unbiased_TO = y_TO - module.bias if isinstance(module.bias, torch.Tensor) else y_TO
-        updated_TO: torch.Tensor = y_TO + (factor_O - 1) * unbiased_TO + factor_O * scale * (u_TR @ b_OR.T)
-        return updated_TO
-
-    def stacked(self, x_NI: torch.Tensor, y_NO: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
-        """Equal slices at once. Ranks are padded by zero rows of A and zero columns of B, which get no gradient."""
-        slices = len(scales)
-        pairs = [adapter.pair(self.name) for adapter in self.adapters if adapter is not None]
-        rank = max(len(a) for a, _ in pairs)
-        a_KRI = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])
-        b_KOR = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])
-        b_KOR = b_KOR * _column(tuple(scales), b_KOR.device)
-        x_KTI, y_KTO = (t.view(slices, len(t) // slices, t.shape[1]) for t in (x_NI, y_NO))
-        u_KTR = torch.bmm(x_KTI, a_KRI.to(x_NI.dtype).mT)
-        return torch.baddbmm(y_KTO, u_KTR, b_KOR.to(x_NI.dtype).mT).flatten(0, 1)
-
-
-@lru_cache(maxsize=64)
-def _column(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Numbers per slice as (K, 1, 1), copied to the device once."""
-    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 # Modules
@@ -318,7 +191,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return out, into
 
 
-def _weight(module: nn.Module, name: str) -> torch.Tensor:
+def weight_of(module: nn.Module, name: str) -> torch.Tensor:
     """The weight as (O, I) in fp32."""
     weight = module.get_parameter("weight").detach()
     if not weight.is_floating_point() or weight.ndim != 2:
@@ -330,7 +203,7 @@ def _weight(module: nn.Module, name: str) -> torch.Tensor:
     return (weight.T if isinstance(module, Conv1D) else weight).float()
 
 
-def _module_of(modules: Mapping[str, nn.Module], name: str, adapters: Iterable[Adapter | None]) -> nn.Module:
+def module_of(modules: Mapping[str, nn.Module], name: str, adapters: Iterable[Adapter | None]) -> nn.Module:
     """The module, checked against the adapters that name it."""
     if name not in modules:
         raise ModelError(

@@ -18,7 +18,7 @@ from torch import nn
 
 from labeltune.errors import SettingsError
 from labeltune.keys import Key
-from labeltune.model import lora
+from labeltune.model import lora, updates
 from labeltune.model.backbone import Backbone
 from labeltune.model.crf import CRF
 from labeltune.model.heads import Head, StockHead, load_tensors, save_tensors
@@ -139,7 +139,7 @@ class LabelModel(nn.Module):
         self.backbone = backbone
         self.members: Sequence[Member] = nn.ModuleList(members)  # type: ignore[assignment]  # its items are Modules to mypy
         modules = dict(backbone.model.named_modules())
-        self._attached = lora.attach(modules, [member.adapter for member in members], backbone.slot)
+        self._attached = updates.attach(modules, [member.adapter for member in members], backbone.slot)
 
     def forward(self, batch: Batch, keys: Sequence[Key | None] | None = None) -> list[torch.Tensor]:
         """Per slice its logits (S_k, L_k), fp32. keys: this pass's randomness per slice; none outside training."""
