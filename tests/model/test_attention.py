@@ -201,3 +201,15 @@ def test_a_window_that_holds_the_document_needs_no_mask():
     assert attention._window_mask(Run(1, 4, True), rule, cpu) is None
     assert attention._window_mask(Run(1, 4, False), rule, cpu).sum() == 9
     assert attention._window_mask(Run(1, 5, True), rule, cpu).sum() == 23
+
+
+def test_short_documents_in_16_bits_have_the_gradients_of_fp32_but_for_one_rounding(apart):
+    module, layout = torch.nn.Module(), plain_layout((7, 7, 4), (False,), torch.device("cpu"))
+    module.layer_idx = 0
+    rough = [torch.randn(1, 2, 18, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3)]
+    exact = [t.float().requires_grad_() for t in rough]
+    rough = [t.requires_grad_() for t in rough]
+    a, b = (attention.attend(module, *qkv, None, labeltune_layout=layout)[0] for qkv in (rough, exact))
+    assert a.dtype == torch.bfloat16 and apart(a, b) <= 2**-8
+    for one, other in zip(torch.autograd.grad(a.sum(), rough), torch.autograd.grad(b.sum(), exact), strict=True):
+        assert apart(one, other) <= 2**-8

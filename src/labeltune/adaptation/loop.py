@@ -26,7 +26,8 @@ from labeltune.errors import ModelError
 from labeltune.keys import Key
 from labeltune.model.causal import Causal
 from labeltune.model.layout import Layout
-from labeltune.model.lora import Adapter, Attached
+from labeltune.model.lora import Adapter
+from labeltune.model.updates import Attached
 from labeltune.schema import Batch
 from labeltune.training.checkpoint import State, Tensors, moments_of, restore_moments
 from labeltune.training.optimiser import scale_and_clip, set_lr, warmup_steps

@@ -62,8 +62,8 @@ def micro_batches(
 ) -> list[list[int]]:
     """Divide a step's rows into parts of nearly equal tokens: `count` of them, or as few as `micro_tokens` allows.
 
-    A part exceeds `micro_tokens` only where it is one row. There are never more parts than rows; in each, the rows keep
-    their order.
+    A part exceeds `micro_tokens` only where it is one row. There are never more parts than rows; in each, the shortest
+    rows come first, for neighbours of one length share a call of the attention kernel.
     """
     if (micro_tokens is None) == (count is None):
         raise ValueError("exactly one of micro_tokens and count is needed")
@@ -85,7 +85,8 @@ def _balanced(rows: Sequence[int], lengths: np.ndarray, parts: int) -> list[list
         load, part = heapq.heappop(loads)
         places[part].append(place)
         heapq.heappush(loads, (load + int(lengths[rows[place]]), part))
-    return [[rows[place] for place in sorted(part)] for part in places]
+    by_length = [sorted(part, key=lambda place: (int(lengths[rows[place]]), place)) for part in places]
+    return [[rows[place] for place in part] for part in by_length]
 
 
 # Packing

@@ -33,6 +33,9 @@ from labeltune.model.layout import Layout
 NAME = "labeltune"
 LAYOUT = "labeltune_layout"
 
+SHORT = 256
+"""Longest document, in tokens, for which 16-bit training on a CPU computes its attention in fp32."""
+
 _WITNESSES: ContextVar[list[tuple[nn.Module, bool]] | None] = ContextVar("labeltune_witnesses", default=None)
 
 
@@ -175,13 +178,22 @@ def _one_run(run: Run, query: Tensor, key: Tensor, value: Tensor, rule: Rule) ->
     if not rule.plain:
         return _written_out(q, k, v, rule, run)
     mask = _window_mask(run, rule, q.device)
+    dtype = q.dtype
+    if _better_in_fp32(q, run):
+        q, k, v = q.float(), k.float(), v.float()
     return functional.scaled_dot_product_attention(
         q, k, v,
         attn_mask=mask,
         is_causal=mask is None and not run.both,
         scale=rule.scale,
         enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+    ).to(dtype)  # fmt: skip
+
+
+def _better_in_fp32(query: Tensor, run: Run) -> bool:
+    """Whether the CPU kernel's backward pass is slower in 16 bits: up to nine times for short documents."""
+    short = run.length <= SHORT and query.requires_grad
+    return short and query.device.type == "cpu" and query.dtype != torch.float32
 
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, rule: Rule, run: Run) -> Tensor:

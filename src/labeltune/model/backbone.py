@@ -29,6 +29,7 @@ from labeltune.model.anatomy import called, find_blocks, first_tensor, is_attent
 from labeltune.model.checkpoints import folder_of, named, quietly, read_body, read_config, resolve, weights_sha256
 from labeltune.model.families import context_of, family_of, position_start
 from labeltune.model.layout import Layout, Slot, equal_lengths, plain_layout
+from labeltune.model.norm import freeze_norms
 from labeltune.model.ranges import parse_layers
 from labeltune.model.settings import ModelConfig
 from labeltune.schema import Batch
@@ -345,6 +346,8 @@ def _prepare(backbone: Backbone, checkpointing: bool, trainable: bool) -> Backbo
     """Freeze or free the weights, and switch checkpointing on where asked."""
     for weight in backbone.parameters():
         weight.requires_grad_(trainable and weight.is_floating_point())
+    if not trainable:
+        freeze_norms(backbone.model)
     if checkpointing:
         _checkpoint(backbone)
     return backbone
