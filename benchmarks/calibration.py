@@ -1,6 +1,6 @@
 """What the temperature fitted on dev does to the test rows of finished runs, and what abstaining buys.
 
-    python calibration.py RUN… --out results/NAME.md --hardware "…"
+    python calibration.py RUN… --out results/NAME.md --hardware "…"        writes NAME.json beside it
 
 A run needs a test split (`data.test`); it is opened again, as its training opened it. `before` is the model as trained
 (temperature 1), `after` with the temperature that the run folder holds. Figures are of the test split alone, and
@@ -10,7 +10,8 @@ scikit-learn's log loss is computed beside ours.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class Figures:
     """A run's figures on its test rows. answered: (bar, coverage, accuracy of what is answered)."""
 
     name: str
+    trained: str
     rows: int
     temperature: float
     accuracy: float
@@ -60,12 +62,14 @@ def measure(folder: Path) -> Figures:
     right = np.array([prediction.label for prediction in predictions]) == gold
     answered = tuple(_at(bar, scores, right) for bar in BARS)
     temperature = labeller.calibration.temperature
-    return Figures(folder.name, len(gold), temperature, float(right.mean()), tuple(losses), tuple(errors), answered)
+    accuracy = float(right.mean())
+    trained = f"{Path(str(config.model.name)).name}, lr {config.train.lr:g}, {config.train.epochs:g} epochs"
+    return Figures(folder.name, trained, len(gold), temperature, accuracy, tuple(losses), tuple(errors), answered)
 
 
 def _at(bar: float, scores: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
     kept = scores >= bar
-    return bar, float(kept.mean()), float(right[kept].mean()) if kept.any() else float("nan")
+    return bar, float(kept.mean()), float(right[kept].mean()) if kept.any() else 0.0
 
 
 def report(found: list[Figures], hardware: str) -> str:
@@ -74,7 +78,7 @@ def report(found: list[Figures], hardware: str) -> str:
         "# Calibration and abstention",
         "",
         f"`benchmarks/calibration.py`, labeltune, {hardware}. The temperature is fitted on dev; all figures are of the "
-        "test split.",
+        "test split. " + "; ".join(f"{one.name}: {one.trained}" for one in found) + ".",
         "",
         "| run | test rows | accuracy | temperature | log loss before | after | ECE before | after |",
         "|---|---|---|---|---|---|---|---|",
@@ -97,8 +101,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hardware", required=True)
     given = parser.parse_args()
-    text = report([measure(folder) for folder in given.runs], given.hardware)
+    found = [measure(folder) for folder in given.runs]
+    text = report(found, given.hardware)
     given.out.write_text(text, encoding="utf-8")
+    figures = {"hardware": given.hardware, "runs": [asdict(one) for one in found]}
+    given.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -130,6 +130,8 @@ def main() -> None:
     found = sides(given.work, given.model, fresh, chosen, given.work / "base", given.seeds)
     text = report(found, base, given.hardware)
     given.out.write_text(text, encoding="utf-8")
+    figures = {"hardware": given.hardware, "base": base, "test": found}
+    given.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -3,7 +3,9 @@
 import csv
 import json
 import random
+import re
 import shutil
+from collections import Counter
 
 import pytest
 from seqeval.metrics import f1_score
@@ -69,6 +71,74 @@ def answers(run, file, to, *flags):
     done = CliRunner().invoke(app, ["predict", str(run.folder), str(file), "--out", str(to), *flags])
     assert done.exit_code == 0, done.stderr
     return [json.loads(line) for line in to.read_text("utf-8").splitlines()]
+
+
+def lines_of(path):
+    return path.read_text("utf-8").splitlines()
+
+
+def of_lines(*paths):
+    return [line.split(" ", 1)[1] for path in paths for line in lines_of(path)]
+
+
+def of_sentences(*paths):
+    blocks = [block for path in paths for block in re.split(r"\n\s*\n", path.read_text("utf-8").strip())]
+    return [" ".join(line.split("\t")[0] for line in block.splitlines()) for block in blocks]
+
+
+def of_ag_news(train, test):
+    with test.open(encoding="utf-8", newline="") as file:
+        tested = [f"{title} {text}" for _, title, text in csv.reader(file)]
+    return [json.loads(line)["text"] for line in lines_of(train)] + tested
+
+
+def of_articles(folder):
+    files = sorted(file for file in folder.glob("*/*.txt") if file.name != "LICENSE.txt")
+    return ["\n".join(lines_of(file)[2:]) for file in files]
+
+
+AS_THEY_LIE = {
+    "sst, binary": (["sst/stsa.binary.train", "sst/stsa.binary.dev", "sst/stsa.binary.test"], of_lines, {}),
+    "sst, fine": (["sst/stsa.fine.train", "sst/stsa.fine.dev", "sst/stsa.fine.test"], of_lines, {}),
+    "ag_news": (
+        ["ag_news/train_subset_derived.jsonl", None, "ag_news/test.csv"],
+        of_ag_news,
+        {
+            "data.label_names": AG,
+            "data.columns": ["label", "title", "description"],
+            "data.template": "{title} {description}",
+            "data.text": "text",
+        },
+    ),
+    "wnut17": (
+        [f"wnut17/{name}" for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")],
+        of_sentences,
+        {},
+    ),
+    "livedoor": (["livedoor/text", None, None], of_articles, {}),
+}
+"""Train, dev and test; the texts read by plain code; settings."""
+
+
+@pytest.mark.parametrize("name", AS_THEY_LIE)
+def test_the_rows_are_those_of_the_readme_and_the_repeats_those_of_the_files(name, shared):
+    files, read, settings = AS_THEY_LIE[name]
+    paths = [None if file is None else shared / "data" / file for file in files]
+    found = labeltune.inspect(paths[0], dev=paths[1], test=paths[2], settings=settings)
+    rows = dict(found.rows)
+    if paths[1] is None:
+        rows["train"] += rows.pop("dev")
+    readme = (shared / "data" / "README.md").read_text("utf-8")
+    told = {"ag_news": "test {test:,}; train subset {train:,} ", "livedoor": "{train:,} articles"}
+    assert told.get(name, "{train:,}/{dev:,}/{test:,}").format(**rows) in readme
+    if name == "livedoor":
+        labels = sum(map(Counter, found.labels.values()), Counter())
+        assert ", ".join(f"{label} {count}" for label, count in sorted(labels.items())) in readme
+    texts = [" ".join(text.casefold().split()) for text in read(*filter(None, paths))]
+    parts = [texts[sum(list(rows.values())[:n]) :][:count] for n, count in enumerate(rows.values())]
+    repeats = sum(finding.count for finding in found.findings if finding.kind == "duplicates")
+    assert len(texts) == sum(rows.values())
+    assert repeats == sum(len(part) - len(set(part)) for part in parts)
 
 
 @pytest.mark.parametrize(

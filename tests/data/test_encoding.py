@@ -220,6 +220,19 @@ def test_one_window_is_the_stock_encoding(kind, text):
 
 @kinds
 @few
+@given(st.lists(TEXTS, min_size=1, max_size=5))
+def test_documents_read_the_stock_encoding_whatever_the_tokenizer_would_cut_and_pad(kind, texts):
+    one, tokenizer = encoder(kind, targets="document"), tokenizer_of(kind)
+    stock = [tokenizer(text)["input_ids"] for text in texts]
+    whole = [(text, ids) for text, ids in zip(texts, stock, strict=True) if ids]
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    rows = one.encode_many([Example("row", text) for text, _ in whole])
+    assert [row.tokens.tolist() for row in rows] == [ids for _, ids in whole]
+
+
+@kinds
+@few
 @given(TEXTS, st.integers(5, 40), st.integers(0, 20))
 def test_windows_of_any_size_read_what_one_window_reads(kind, text, max_tokens, overlap):
     whole = encoded_or_empty(encoder(kind), text)

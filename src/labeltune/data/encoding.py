@@ -190,21 +190,30 @@ class Encoder:
             yield from zip(chunk, self._texts(chunk, self._offsets), strict=True)
 
     def _texts(self, examples: Sequence[Example], offsets: bool) -> Iterator[_Text]:
+        texts = [_sound(example) for example in examples]
+        return self._with_places(texts) if offsets else self._ids_alone(texts)
+
+    def _ids_alone(self, texts: list[str]) -> Iterator[_Text]:
+        """Without places, which nobody reads of a document, and which take a tokenizer up to half of its time."""
+        fast, nowhere = self.tokenizer.backend_tokenizer, np.empty(0, np.int64)
+        fast.no_truncation()  # a saved tokenizer may cut and pad by itself
+        fast.no_padding()
+        for found in fast.encode_batch_fast(texts, add_special_tokens=False):
+            yield _Text(np.array(found.ids, np.int32), nowhere, nowhere)
+
+    def _with_places(self, texts: list[str]) -> Iterator[_Text]:
         found = self.tokenizer(
-            [_sound(example) for example in examples],
+            texts,
             add_special_tokens=False,
-            return_offsets_mapping=offsets,
+            return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             padding=False,
             truncation=False,
             verbose=False,
         )
-        for number, ids in enumerate(found["input_ids"]):
-            if not offsets:
-                yield _Text(np.array(ids, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
-                continue
-            ranges = np.array(found["offset_mapping"][number], np.int64).reshape(-1, 2)
+        for ids, places in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            ranges = np.array(places, np.int64).reshape(-1, 2)
             yield _Text(np.array(ids, np.int32), *np.maximum.accumulate(ranges, axis=0).T)
 
     # Tokens -> what fits
