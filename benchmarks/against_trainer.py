@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import Cells
 
 HERE = Path(__file__).resolve().parent
 LABELTUNE = Path(sys.executable).with_name("labeltune")
@@ -227,25 +228,6 @@ def _spent(command: Sequence[str]) -> tuple[str, dict[str, float]]:
     return done.stdout, {"cpu_seconds": cpu, "wall_seconds": time.monotonic() - began}
 
 
-class Cells:
-    """The finished cells of a work folder."""
-
-    def __init__(self, work: Path) -> None:
-        self.path = work / "cells.jsonl"
-        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
-
-    def find(self, **facts: Any) -> list[dict[str, Any]]:
-        """The cells with these facts."""
-        return [row for row in self.rows if all(row.get(name) == value for name, value in facts.items())]
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep one more, at once on disk."""
-        self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
 def cell(
     cells: Cells, each: Set, side: str, seed: int, lr: float, data: Path, model: str, work: Path
 ) -> dict[str, Any]:
@@ -279,7 +261,7 @@ def run(arguments: argparse.Namespace) -> None:
     about = {"rows": arguments.rows, "lr": arguments.lr}
     (work / "about.json").write_text(json.dumps(about), "utf-8")
     cells, data, model = (
-        Cells(work),
+        Cells(work / "cells.jsonl"),
         prepare(Path(arguments.data), work, arguments.rows),
         str(Path(arguments.model).resolve()),
     )
@@ -378,7 +360,7 @@ def figures(cells: Cells, each: Set) -> dict[str, Any] | None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Tables as Markdown, everything as JSON."""
-    cells = Cells(Path(arguments.work))
+    cells = Cells(Path(arguments.work) / "cells.jsonl")
     found = [entry for each in SETS.values() if (entry := figures(cells, each)) is not None]
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     facts = {"hardware": arguments.hardware, "python": platform.python_version(), **versions, "same": SAME}

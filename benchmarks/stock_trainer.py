@@ -46,7 +46,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Job:
-    """One training. train, dev, test: files; columns: of a CSV file without header; label_names: of its numbers."""
+    """One training. train, dev, test: files.
+
+    padding: `batch` pads to the longest row of each batch; `blocks` to that of each 1,000 rows, when they are encoded.
+    grouped: rows of like length share a batch. dtype: of the frozen backbone.
+    """
 
     task: str
     model: str
@@ -65,6 +69,9 @@ class Job:
     clip: float
     max_tokens: int
     steps: int = -1
+    padding: str = "batch"
+    grouped: bool = False
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,20 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], classes: Seq
         elif row.label in classes:
             labels = classes.index(row.label)
         encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    return Encoded(encoded)
+    return Encoded(in_blocks(encoded, tokenizer.pad_token_id) if job.padding == "blocks" else encoded)
+
+
+def in_blocks(rows: Sequence[dict[str, Any]], pad: int, size: int = 1000) -> list[dict[str, Any]]:
+    """Each row padded to the longest of its block, as `datasets.map(batched=True)` with `padding="longest"` does."""
+    padded = []
+    for start in range(0, len(rows), size):
+        longest = max(len(row["input_ids"]) for row in rows[start : start + size])
+        for row in rows[start : start + size]:
+            room = longest - len(row["input_ids"])
+            labels = row["labels"] + [IGNORED] * room if isinstance(row["labels"], list) else row["labels"]
+            ids, mask = row["input_ids"] + [pad] * room, row["attention_mask"] + [0] * room
+            padded.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return padded
 
 
 def first_tokens(row: Row, tokens: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int]:
@@ -173,10 +193,10 @@ def build_model(job: Job, classes: Sequence[str], tokenizer: PreTrainedTokenizer
     tagging = job.task == "tagging"
     stock = AutoModelForTokenClassification if tagging else AutoModelForSequenceClassification
     config = AutoConfig.from_pretrained(job.model, num_labels=len(classes), pad_token_id=tokenizer.pad_token_id)
-    config.classifier_dropout = 0.0
-    model = stock.from_pretrained(job.model, config=config, dtype=torch.float32)
+    config.classifier_dropout, dtype = 0.0, getattr(torch, job.dtype)
+    model = stock.from_pretrained(job.model, config=config, dtype=dtype)
     # A checkpoint that stores tied embeddings as `lm_head` alone leaves them random in a stock classifier.
-    model.model.load_state_dict(AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).model.state_dict())
+    model.model.load_state_dict(AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype).model.state_dict())
     adapter = LoraConfig(
         task_type=TaskType.TOKEN_CLS if tagging else TaskType.SEQ_CLS,
         r=job.rank,
@@ -229,7 +249,7 @@ def build_trainer(
         save_strategy=each,
         load_best_model_at_end=dev is not None,
         metric_for_best_model="score" if dev is not None else None,
-        train_sampling_strategy="sequential" if in_order else "random",
+        train_sampling_strategy="sequential" if in_order else "group_by_length" if job.grouped else "random",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
