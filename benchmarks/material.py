@@ -89,15 +89,15 @@ TEXTS: dict[str, Texts] = {
 ROWS = 1000
 
 
-def write_rows(kind: str, data: Path, work: Path) -> tuple[Path, Path]:
-    """A seeded choice of 1,000 rows, in a file that both sides read, and 20 others for the evaluation at the end."""
-    texts = TEXTS[kind]
+def write_rows(kind: str, data: Path, work: Path, count: int | None = None) -> tuple[Path, Path]:
+    """A seeded choice of rows (all have the first `count` of the same 1,000) and four short ones to evaluate on."""
+    texts, count = TEXTS[kind], count or ROWS
     ending = "conll" if texts.task == "tagging" else "jsonl"
-    train, dev = (work / f"{kind}-{part}.{ending}" for part in ("train", "dev"))
+    train, dev = (work / f"{kind}-{part}.{ending}" for part in (count, "dev"))
     if not (train.exists() and dev.exists()):
         rows = list(dict.fromkeys(texts.rows(data)))
         random.Random(0).shuffle(rows)
-        for path, chosen in ((train, rows[:ROWS]), (dev, rows[ROWS : ROWS + 20])):
+        for path, chosen in ((train, rows[:count]), (dev, sorted(rows[ROWS:], key=lambda row: len(row[0]))[:4])):
             joined = "\n\n".join(text for text, _ in chosen) + "\n"
             lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in chosen)
             path.write_text(joined if texts.task == "tagging" else lines, "utf-8")

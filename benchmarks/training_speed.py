@@ -7,6 +7,9 @@ Sides: labeltune; A, the published recipes (Trainer + PEFT, rows padded to the l
 rows of like length in a batch, padded to its longest. With the same rows a step; and, for `sst2` and `ag_news`, in the
 shape that suits each: labeltune in steps of 2,048 tokens, B in 32 grouped rows. All sides of a cell run in one process,
 by turns, repeat after repeat. Finished turns stand in WORK/turns.jsonl; an interrupted run goes on where it stopped.
+
+`--clock cpu` counts the process's CPU seconds instead of the wall's, for a machine with other work; use it with
+`--threads 1`, for threads that wait for each other count as well.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import json
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,79 +30,120 @@ import stock_trainer as stock
 import torch
 from cells import Cells
 from material import SIZES, TEXTS, Texts, backbone, write_rows
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from labeltune.facts import Ready
 from labeltune.fitting import train
+from labeltune.training.trainer import Step
 
-THREADS = 2
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SAME = {"rank": 16, "alpha": 16, "dropout": 0.05, "warmup": 0.06, "weight_decay": 0.01, "clip": 1.0, "lr": 2e-4}
 """What both sides are told; causal masks and a linear schedule besides."""
 TOKENS = 2048
-STEPS = {"15M": 24, "110M": 8}
-"""Optimiser steps of a turn, of rows of at most 64 tokens; longer rows and larger batches take fewer."""
+ROWS = {"15M": 128, "110M": 48}
+"""Rows of a turn, one epoch of them; a whole epoch, because grouped batches begin with the longest rows."""
+SHAPED_ROWS, LONG_ROWS = 128, 32
+"""The same where the shape differs, and of texts of up to 512 tokens."""
 
 
-def ours(model: Path, texts: Texts, files: tuple[Path, Path], steps: int, dtype: str, **shape: int) -> float:
-    """Rows a second by labeltune, as its run reports them."""
+@dataclass(frozen=True)
+class Cell:
+    """What all sides of a comparison share."""
+
+    model: Path
+    kind: str
+    texts: Texts
+    data: Path
+    work: Path
+    rows: int
+    dtype: str
+    threads: int
+    clock: Callable[[], float]
+
+
+class Watch(TrainerCallback):
+    """Seconds from the first batch of the first step to the end of the last step, on both sides."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.rows, self._first, self._last = clock, 0, 0.0, 0.0
+
+    def __call__(self, fact: object) -> None:
+        """labeltune's facts; the evaluation of four short rows after the last step is counted."""
+        if isinstance(fact, Ready):
+            self._first = self.clock()
+        if isinstance(fact, Step):
+            self._last, self.rows = self.clock(), self.rows + fact.rows
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._first = self._first or self.clock()
+
+    def on_step_end(self, arguments: TrainingArguments, *_: Any, **__: Any) -> None:
+        self._last, self.rows = self.clock(), self.rows + arguments.per_device_train_batch_size
+
+    def rate(self) -> float:
+        """Rows a second."""
+        return self.rows / (self._last - self._first)
+
+
+def ours(cell: Cell, rows: int, **shape: int) -> float:
+    """Rows a second by labeltune."""
     settings: dict[str, Any] = {
         "model.unmask": "none",
-        "model.dtype": {"float32": "fp32", "bfloat16": "bf16"}[dtype],
-        "data.max_tokens": texts.cap,
+        "model.dtype": {"float32": "fp32", "bfloat16": "bf16"}[cell.dtype],
+        "data.max_tokens": cell.texts.cap,
         "data.long": "truncate",
-        "train.steps": steps,
-        "train.threads": THREADS,
+        "train.epochs": 1,
+        "train.threads": cell.threads,
         "train.device": "cpu",
         **{f"lora.{name}": SAME[name] for name in ("rank", "alpha", "dropout")},
         **{f"train.{name}": SAME[name] for name in ("warmup", "weight_decay", "clip", "lr")},
         **{f"train.{name}": value for name, value in shape.items()},
     }
-    rows, dev = files
+    (path, dev), watch = write_rows(cell.kind, cell.data, cell.work, rows), Watch(cell.clock)
     with tempfile.TemporaryDirectory() as folder:
-        run = train(rows, dev=dev, task=texts.task, model=str(model), out=Path(folder) / "run", settings=settings)
-        return float(run.metrics["train"]["rows_per_second"])
+        where = {"model": str(cell.model), "out": Path(folder) / "run"}
+        train(path, dev=dev, task=cell.texts.task, settings=settings, listen=watch, **where)
+    return watch.rate()
 
 
-def theirs(
-    model: Path, texts: Texts, files: tuple[Path, Path], steps: int, dtype: str, batch_rows: int, **job: Any
-) -> float:
-    """Rows a second by the Trainer."""
+def theirs(cell: Cell, rows: int, batch_rows: int, **job: Any) -> float:
+    """Rows a second by the Trainer; padding in blocks looks at all rows of the file."""
     wanted = stock.Job(
-        task=texts.task,
-        model=str(model),
-        train=str(files[0]),
+        task=cell.texts.task,
+        model=str(cell.model),
+        train=str(write_rows(cell.kind, cell.data, cell.work)[0]),
         dev="",
         test="",
         seed=0,
         epochs=1,
         batch_rows=batch_rows,
-        max_tokens=texts.cap,
-        steps=steps,
-        dtype=dtype,
+        max_tokens=cell.texts.cap,
+        dtype=cell.dtype,
         **SAME,
         **job,
     )
-    rows, tokenizer = stock.read_rows(wanted.train), stock.load_tokenizer(wanted.model)
-    names = {tag for row in rows for tag in row.tags} if texts.task == "tagging" else {row.label for row in rows}
-    classes, clock = sorted(names), stock.Clock()
-    encoded = stock.encode(tokenizer, rows, classes, wanted)
+    found, tokenizer = stock.read_rows(wanted.train), stock.load_tokenizer(wanted.model)
+    names = {tag for row in found for tag in row.tags} if wanted.task == "tagging" else {row.label for row in found}
+    classes, watch = sorted(names), Watch(cell.clock)
+    encoded = stock.Encoded(stock.encode(tokenizer, found, classes, wanted).rows[:rows])
+    model = stock.build_model(wanted, classes, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = stock.build_trainer(
-            wanted, stock.build_model(wanted, classes, tokenizer), tokenizer, encoded, folder=folder
-        )
-        trainer.add_callback(clock)
+        trainer = stock.build_trainer(wanted, model, tokenizer, encoded, folder=folder)
+        trainer.add_callback(watch)
         trainer.train()
-    return batch_rows * steps / clock.seconds
+    return watch.rate()
 
 
-Side = Callable[[Path, Texts, tuple[Path, Path], int, str], float]
+Side = Callable[[Cell], float]
 SIDES: dict[str, Side] = {
-    "labeltune": lambda *cell: ours(*cell, batch_rows=cell[1].batch_rows),
-    "A": lambda *cell: theirs(*cell, batch_rows=cell[1].batch_rows, padding="blocks"),
-    "B": lambda *cell: theirs(*cell, batch_rows=cell[1].batch_rows, grouped=True),
+    "labeltune": lambda cell: ours(cell, cell.rows, batch_rows=cell.texts.batch_rows),
+    "A": lambda cell: theirs(cell, cell.rows, cell.texts.batch_rows, padding="blocks"),
+    "B": lambda cell: theirs(cell, cell.rows, cell.texts.batch_rows, grouped=True),
 }
 SHAPED: dict[str, Side] = {
-    "labeltune, 2,048 tokens": lambda m, t, f, steps, d: ours(m, t, f, max(2, steps // 4), d, batch_tokens=TOKENS),
-    "B, 32 rows": lambda m, t, f, steps, d: theirs(m, t, f, max(2, steps // 4), d, batch_rows=32, grouped=True),
+    "labeltune, 2,048 tokens": lambda cell: ours(cell, SHAPED_ROWS, batch_tokens=TOKENS),
+    "B, 32 rows": lambda cell: theirs(cell, SHAPED_ROWS, 32, grouped=True),
 }
 """The second table: each side in its best shape."""
 
@@ -106,22 +152,24 @@ def run(arguments: argparse.Namespace) -> None:
     """Every turn that is not finished yet."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(arguments.threads)
     work, data, tokenizer = (Path(getattr(arguments, name)).resolve() for name in ("work", "data", "tokenizer"))
     work.mkdir(parents=True, exist_ok=True)
     turns = Cells(work / "turns.jsonl")
     for size in arguments.sizes:
         model = backbone(size, tokenizer, work)
         for kind in arguments.texts:
-            texts, files = TEXTS[kind], write_rows(kind, data, work)
-            steps = arguments.steps or max(1, STEPS[size] * 64 * 8 // (texts.cap * texts.batch_rows))
+            texts, how = TEXTS[kind], {"threads": arguments.threads, "clock": arguments.clock}
+            rows = arguments.rows or (LONG_ROWS if texts.cap > 64 else ROWS[size])
+            clock = CLOCKS[arguments.clock]
+            cell = Cell(model, kind, texts, data, work, rows, arguments.dtype, arguments.threads, clock)
             sides = SIDES | (SHAPED if kind in ("sst2", "ag_news") and not arguments.same_rows else {})
             for repeat in range(arguments.repeats):
                 for side in sorted(sides, reverse=repeat % 2 == 1):  # by turns, and neither always first
-                    facts = {"size": size, "text": kind, "dtype": arguments.dtype, "side": side, "repeat": repeat}
+                    facts = {"size": size, "text": kind, "dtype": arguments.dtype, "side": side, "repeat": repeat} | how
                     if not turns.find(**facts):
-                        rate = sides[side](model, texts, files, steps, arguments.dtype)
-                        turns.add({**facts, "steps": steps, "rows_per_second": rate})
+                        rate = sides[side](cell)
+                        turns.add({**facts, "rows": rows, "rows_per_second": rate})
                         print(*facts.values(), f"{rate:.2f} rows/s", flush=True)
 
 
@@ -173,7 +221,8 @@ def report(arguments: argparse.Namespace) -> None:
     facts = {"hardware": arguments.hardware, "python": platform.python_version(), **versions, "same": SAME}
     out = Path(arguments.out)
     out.with_suffix(".json").write_text(json.dumps({**facts, "cells": found, "turns": turns.rows}, indent=1) + "\n")
-    said = f"{arguments.hardware}; {THREADS} threads; Python {facts['python']}, "
+    how = " and ".join(sorted({f"{row['threads']} threads by the {row['clock']} clock" for row in turns.rows}))
+    said = f"{arguments.hardware}; {how}; Python {facts['python']}, "
     lines = [
         "# Training speed",
         "",
@@ -214,8 +263,10 @@ def main() -> None:
     running.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     running.add_argument("--texts", nargs="*", default=list(TEXTS), choices=list(TEXTS))
     running.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    running.add_argument("--threads", type=int, default=2)
+    running.add_argument("--clock", default="wall", choices=list(CLOCKS))
     running.add_argument("--repeats", type=int, default=3)
-    running.add_argument("--steps", type=int, help="optimiser steps of a turn")
+    running.add_argument("--rows", type=int, help="rows of a turn")
     running.add_argument("--same-rows", action="store_true", help="leave the second table out")
     running.set_defaults(do=run)
     reporting = commands.add_parser("report")

@@ -63,7 +63,7 @@ def test_training_speed_compares_every_side_and_goes_on_where_it_stopped(toy, sh
     import training_speed
 
     where = ("--data", shared / "data", "--tokenizer", shared / "models" / "llama2-tokenizer", "--work", tmp_path)
-    cell = ("run", *where, "--sizes", "15M", "--texts", "sst2", "tagging", "--repeats", 1, "--steps", 1)
+    cell = ("run", *where, "--sizes", "15M", "--texts", "sst2", "tagging", "--repeats", 1, "--rows", 16)
     called(training_speed, monkeypatch, *cell)
     turns = (tmp_path / "turns.jsonl").read_text()
     called(training_speed, monkeypatch, *cell)
