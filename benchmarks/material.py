@@ -68,10 +68,11 @@ def _ag_news(data: Path) -> Iterator[tuple[str, str]]:
 
 
 def _livedoor(data: Path) -> Iterator[tuple[str, str]]:
-    """Title and body, without the address and the date."""
+    """The first quarter of title and body: Llama 2 makes about four times as many tokens of Japanese as its own do."""
     for category in sorted(path for path in (data / "livedoor" / "text").iterdir() if path.is_dir()):
         for article in sorted(category.glob(f"{category.name}-*.txt"))[:200]:
-            yield " ".join(article.read_text("utf-8").splitlines()[2:]), category.name
+            text = " ".join(article.read_text("utf-8").splitlines()[2:])
+            yield text[: len(text) // 4], category.name
 
 
 def _wnut17(data: Path) -> Iterator[tuple[str, str]]:
@@ -84,7 +85,7 @@ TEXTS: dict[str, Texts] = {
     "phrases": Texts("short phrases (halves of them)", "classification", 64, 8, _phrases),
     "tagging": Texts("WNUT-17, tagging", "tagging", 64, 8, _wnut17),
     "ag_news": Texts("AG News", "classification", 64, 8, _ag_news),
-    "livedoor": Texts("livedoor articles", "classification", 512, 32, _livedoor),
+    "livedoor": Texts("livedoor, a quarter of each article", "classification", 512, 32, _livedoor),
 }
 ROWS = 1000
 

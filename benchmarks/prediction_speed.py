@@ -4,10 +4,10 @@
     python prediction_speed.py report --work WORK --out results/NAME --hardware "one line"
 
 Sides: labeltune's `Predictor.predict`; a loop over rows sorted by length, in batches of 32, each padded to its longest;
-transformers' `pipeline(batch_size=32)`, rows as they come. The two stock sides have the same adapter merged into their
-weights; labeltune adds it in each pass, as it does for users. All answer the same texts with the same labels, which is
-asserted, by turns in one process. Finished turns stand in WORK/turns.jsonl. `--clock cpu --threads 1` counts the CPU
-seconds of one thread, for a machine with other work.
+transformers' `pipeline(batch_size=32)`, rows as they come. All have the same adapter merged into their weights
+(`eval.merge`) and answer the same texts with the same labels, which is asserted, by turns in one process. Finished
+turns stand in WORK/turns.jsonl. `--clock cpu --threads 1` counts the CPU seconds of one thread, where a machine is
+busy.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def piped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cap: int) 
 
 def sides(run: Run, cap: int) -> dict[str, Answer]:
     tokenizer = stock.load_tokenizer(str(run.config.model.name))
-    model, predictor = stock_model(run, tokenizer), load(run.folder)
+    model, predictor = stock_model(run, tokenizer), load(run.folder, settings={"eval.merge": True})
     return {
         "labeltune": lambda texts: [str(found.label) for found in predictor.predict(texts)],
         "sorted loop": sorted_loop(model, tokenizer, cap),

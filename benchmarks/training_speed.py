@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import material
 import stock_trainer as stock
 import torch
 from cells import Cells
@@ -203,6 +204,16 @@ def _ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float | No
     return statistics.median(ratios) if ratios else None
 
 
+def tokens_of(kind: str, work: Path) -> tuple[float, int]:
+    """Mean and most tokens of the 1,000 rows under the cap: what is read, and what A pads to."""
+    model = next(work.glob("llama-*"))
+    ending = "conll" if TEXTS[kind].task == "tagging" else "jsonl"
+    texts = [row.text for row in stock.read_rows(str(work / f"{kind}-{material.ROWS}.{ending}"))]
+    found = stock.load_tokenizer(str(model))(texts, truncation=True, max_length=TEXTS[kind].cap)["input_ids"]
+    lengths = [len(ids) for ids in found]
+    return statistics.mean(lengths), max(lengths)
+
+
 TARGETS: dict[str, tuple[float, float, float]] = {
     "sst2": (2.3, 2.6, 1.2),
     "phrases": (3.3, 3.8, 1.3),
@@ -217,10 +228,13 @@ def report(arguments: argparse.Namespace) -> None:
     """Tables as Markdown, everything as JSON."""
     turns = Cells(Path(arguments.work) / "turns.jsonl")
     found = figures(turns)
+    tokens = {kind: tokens_of(kind, Path(arguments.work)) for kind in {each["text"] for each in found}}
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     facts = {"hardware": arguments.hardware, "python": platform.python_version(), **versions, "same": SAME}
     out = Path(arguments.out)
-    out.with_suffix(".json").write_text(json.dumps({**facts, "cells": found, "turns": turns.rows}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(
+        json.dumps({**facts, "cells": found, "tokens": tokens, "turns": turns.rows}, indent=1) + "\n"
+    )
     how = " and ".join(sorted({f"{row['threads']} threads by the {row['clock']} clock" for row in turns.rows}))
     said = f"{arguments.hardware}; {how}; Python {facts['python']}, "
     lines = [
@@ -231,13 +245,17 @@ def report(arguments: argparse.Namespace) -> None:
         "repeats' ratios. Both sides: " + ", ".join(f"{name} {value}" for name, value in SAME.items()) + ".",
         "A, B and how to repeat it: `benchmarks/README.md`.",
         "",
-        "| backbone | dtype | text | labeltune | A | B | against A | target | against B | target |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "Tokens: the mean of a row, and what A pads each to; their ratio is what packing alone can give.",
+        "",
+        "| backbone | dtype | text | tokens | labeltune | A | B | against A | target | against B | target |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in found:
         rates, ratios, goal = each["rows_per_second"], each["ratios"], TARGETS[each["text"]]
         goals = (goal[0] if each["size"] == "110M" else goal[1], goal[2])
-        shown = [f"{rates[side]:.1f}" if side in rates else "" for side in SIDES]
+        mean, most = tokens[each["text"]]
+        shown = [f"{mean:.0f} of {most}: {most / mean:.2f}"]
+        shown += [f"{rates[side]:.1f}" if side in rates else "" for side in SIDES]
         against = [ratios.get(f"labeltune / {side}") for side in "AB"]
         held = [c for ratio, g in zip(against, goals, strict=True) for c in (f"{ratio:.2f}" if ratio else "", f"{g}")]
         lines.append("| " + " | ".join([each["size"], each["dtype"], TEXTS[each["text"]].title, *shown, *held]) + " |")

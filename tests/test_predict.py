@@ -181,6 +181,18 @@ def test_the_budget_changes_nothing_but_rounding(finished: Path, moods: Predicto
     assert [a.score for a in narrow] == pytest.approx([a.score for a in moods.predict(texts)], abs=1e-5)
 
 
+def test_a_merged_adapter_changes_nothing_but_rounding_and_only_fp32_weights_take_it(
+    finished: Path, moods: Predictor, small: Path
+) -> None:
+    texts = [row["text"] for row in rows_of(small / "moods-test.jsonl")]
+    merged = load(finished, settings={"eval.merge": True})
+    assert merged.assembly.member.adapter is None and moods.assembly.member.adapter is not None
+    for one, other in zip(merged.predict(texts), moods.predict(texts), strict=True):
+        assert one.label == other.label and one.score == pytest.approx(other.score, rel=1e-4)
+    with pytest.raises(ModelError, match="fp32"):
+        load(finished, settings={"eval.merge": True, "model.dtype": "bf16"})
+
+
 def test_the_threads_that_are_asked_for_are_used(finished: Path) -> None:
     load(finished, settings={"train.threads": 2})
     try:

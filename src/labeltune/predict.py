@@ -20,7 +20,7 @@ from labeltune.data.templates import parse
 from labeltune.errors import DataError, SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller
 from labeltune.model.checkpoints import load_tokenizer
-from labeltune.model.member import LabelModel
+from labeltune.model.member import LabelModel, merge
 from labeltune.run import BACKBONE, TOKENIZER, Run, finite, open_run, plain_metrics
 from labeltune.schema import Example, Prediction
 from labeltune.settings import known_names
@@ -93,8 +93,10 @@ def _load(run: Run, settings: Mapping[str, Any]) -> Predictor:
         config = config.model_copy(update={"model": config.model.model_copy(update=own)})
     assembly = assemble(config, run.labels, load_tokenizer(config.model, folder / TOKENIZER))
     assembly.member.load(folder)
-    model = LabelModel(assembly.backbone, [assembly.member])
     evaluation = assembly.config.eval
+    if evaluation.merge:
+        assembly = replace(assembly, member=merge(assembly.backbone, assembly.member))
+    model = LabelModel(assembly.backbone, [assembly.member])
     labeller = Labeller(
         model,
         assembly.task,
@@ -111,6 +113,7 @@ FREE = (
     "train.device",
     "train.threads",
     "eval.batch_tokens",
+    "eval.merge",
     "eval.truncate_gold",
     "model.dtype",
     "model.name",

@@ -170,6 +170,8 @@ class _Update:
     ) -> torch.Tensor:
         b_OR = adapter.pair(self.name)[1].to(y_TO.dtype)
         if adapter.kind != "dora":
+            if not torch.is_grad_enabled():
+                return y_TO.addmm_(u_TR, b_OR.T, alpha=scale)  # the layer's own output, which nobody else has seen
             return torch.addmm(y_TO, u_TR, b_OR.T, alpha=scale)
         with torch.no_grad():
             norm_O = torch.linalg.vector_norm(weight_of(module, self.name) + adapter.update(self.name), dim=1)

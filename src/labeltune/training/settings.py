@@ -62,6 +62,8 @@ class EvalConfig(Settings):
 
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens of one forward pass [train.micro_tokens]."""
+    merge: bool = False
+    """Answer with the adapter written into the backbone's fp32 weights: faster, equal to 1e-5."""
     truncate_gold: bool = False
     """Score only what the model read; every report is stamped. Never the default."""
     reported: Annotated[str, one_of(("test", "dev"))] = "test"
