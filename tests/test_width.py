@@ -333,6 +333,10 @@ def test_numbers_score_as_scikit_learn_and_scipy_do(tiny_folder, tmp_path):
     gold, values = ([row[key] for row in found] for key in ("score", "value"))
     expected = {"mse": sk.mean_squared_error(gold, values), "spearman": spearmanr(gold, values).statistic}
     assert {name: run.metrics["test"][name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert labeltune.evaluate(run.folder, test, errors=tmp_path / "wrong.jsonl").wrong == len(test)
+    wrong = [json.loads(line) for line in (tmp_path / "wrong.jsonl").read_text().splitlines()]
+    distances = [abs(gold - value) for gold, value in zip(gold, values, strict=True)]
+    assert [abs(row["gold"] - row["value"]) for row in wrong] == pytest.approx(sorted(distances, reverse=True))
 
 
 def test_ordered_labels_score_as_scikit_learn_does(tiny_folder, tmp_path):

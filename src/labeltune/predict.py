@@ -25,7 +25,7 @@ from labeltune.run import BACKBONE, TOKENIZER, Run, finite, open_run, plain_metr
 from labeltune.schema import Example, Prediction
 from labeltune.settings import known_names
 from labeltune.storage import refuse_file, to_json, write_atomic
-from labeltune.tasks import Calibration, Task
+from labeltune.tasks import Calibration
 from labeltune.training.trainer import MICRO_TOKENS
 
 
@@ -150,7 +150,7 @@ def evaluate(
 ) -> Report:
     """Score a run on labelled rows, on the full gold (unless `eval.truncate_gold`).
 
-    errors: a JSONL file for the rows that came out wrong; it must not be there yet.
+    errors: a JSONL file for the rows that came out wrong (of numbers, the furthest first); it must not be there yet.
     """
     if errors is not None:
         refuse_file(Path(errors))
@@ -164,16 +164,11 @@ def evaluate(
     metrics = plain_metrics(labeller.report(examples, rows, predictions))
     metrics |= {"bad_rows": dataset.bad_rows} if dataset.bad_rows else {}
     pairs = zip(labeller.gold(examples, rows), predictions, strict=True)
-    wrong = [pair for pair in pairs if _is_wrong(labeller.task, *pair)]
+    judged = [(labeller.task.error(*pair), pair) for pair in pairs]
+    wrong = [pair for error, pair in sorted(judged, key=lambda one: -one[0]) if error]
     if errors is not None:
         write_atomic(Path(errors), "".join(to_json(_wrong(*pair)) + "\n" for pair in wrong))
     return Report(metrics, len(examples), len(wrong))
-
-
-def _is_wrong(task: Task, example: Example, prediction: Prediction) -> bool:
-    """A label or span is missing, or one too many."""
-    hits = task.hits([example], [prediction])
-    return not hits.gold == hits.answered == hits.right
 
 
 def _wrong(example: Example, prediction: Prediction) -> dict[str, Any]:

@@ -68,6 +68,12 @@ def test_a_shared_head_differs_between_logits_by_biases_alone() -> None:
     torch.testing.assert_close(out - out[:, :1], torch.tensor([[0.0, 1.0, 3.0]]).expand(4, 3))
 
 
+def test_a_fresh_shared_head_finds_every_label_between_its_thresholds_equally_likely() -> None:
+    above = torch.sigmoid(head(4, shared=True)(torch.zeros(1, 8), None, *address(1)).detach())
+    between = -torch.diff(above, prepend=torch.ones(1, 1), append=torch.zeros(1, 1))
+    torch.testing.assert_close(between, torch.full((1, 5), 0.2))
+
+
 def test_save_and_load_are_exact(tmp_path: Path) -> None:
     one, other = head(5, crf=CRF(5)), Head(8, 5, bias=True, dropout=0.0, key=KEY.fold(1), crf=CRF(5))
     for parameter in one.parameters():

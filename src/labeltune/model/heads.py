@@ -27,7 +27,8 @@ class Head(nn.Module):
     """One linear layer, with dropout on its input.
 
     Fresh weights are normal(0, 0.02), as stock transformers initialises a classification head; biases are zero.
-    shared: one weight vector for all logits, told apart by their biases.
+    shared: one weight vector for all logits, told apart by their biases, which begin as the thresholds of labels that
+    are all equally likely: in order, for thresholds that cross leave no probability between them.
     crf: the transition scores of a head whose task decides over sequences; trained and saved with the head.
     """
 
@@ -45,7 +46,7 @@ class Head(nn.Module):
         super().__init__()
         drawn_LD = torch.randn(1 if shared else labels, features, generator=generator(key.fold("head")))
         self.weight = nn.Parameter(drawn_LD * INITIAL_STD)
-        self.bias = nn.Parameter(torch.zeros(labels)) if bias else None
+        self.bias = nn.Parameter(_thresholds(labels) if shared else torch.zeros(labels)) if bias else None
         self.labels, self.dropout, self.crf = labels, dropout, crf
 
     def forward(
@@ -58,6 +59,11 @@ class Head(nn.Module):
         """
         vectors_SD = dropped(vectors_SD.float(), self.dropout, key, row_S, index_S)
         return F.linear(vectors_SD, self.weight.expand(self.labels, -1), self.bias)
+
+
+def _thresholds(count: int) -> torch.Tensor:
+    """The logits of being above each threshold, the labels between them being equally likely."""
+    return torch.logit(torch.arange(count, 0, -1) / (count + 1))
 
 
 class StockHead(nn.Module):

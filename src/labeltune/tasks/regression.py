@@ -91,6 +91,10 @@ class Regression(Task):
         """None."""
         return Hits.empty()
 
+    def error(self, example: Example, prediction: Prediction) -> float:
+        """The distance from the gold number."""
+        return abs(number(example) - (prediction.value or 0.0))
+
     def score(self, examples: Iterable[Example], predictions: Sequence[Prediction], labels: LabelSet) -> Figures:
         """`mse` and `spearman`."""
         gold = np.array([number(example) for example in examples])

@@ -263,6 +263,11 @@ class Task(ABC):
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
         """The counts behind a per-label table; empty for numbers."""
 
+    def error(self, example: Example, prediction: Prediction) -> float:
+        """How wrong an answer is: 0 where it is right, 1 where a label or a span is missing or one too many."""
+        hits = self.hits([example], [prediction])
+        return float(not hits.gold == hits.answered == hits.right)
+
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric of this task; a SettingsError for any other."""
         if metric not in self.metrics:
