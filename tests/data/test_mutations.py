@@ -58,6 +58,9 @@ def _conll(scheme):
     return "".join("".join(f"w{n}\t{tag}\n" for n, tag in enumerate(tags)) + "\n" for _ in range(4)).encode()
 
 
+ARTICLE = "http://news/1\n2011-05-01T10:00:00+0900\nタイトル\n　本文です。\n\n\uff21\uff22 ends\n".encode()
+"""One of two categories of articles; the other one is intact."""
+
 FILES = {
     "jsonl": (_lines(LABELLED), "classification", {}),
     "json": (json.dumps(LABELLED).encode(), "classification", {}),
@@ -72,6 +75,10 @@ FILES = {
     "titled.csv": (_table(TITLED, ","), "classification", {"template": "{title}\n{body}", "normal_form": "NFKC"}),
     "semicolon.csv": (_table(LABELLED, ";"), "classification", {}),
     "tsv": (_table(LABELLED, "\t"), "classification", {}),
+    "unquoted.tsv": (b'text\tlabel\n"so" she said\ta\nan " alone\tb\nplain\ta\n', "classification", {}),
+    "txt": ("".join(f"{text}\n" for text in TEXTS).encode(), None, {}),
+    "folder": (ARTICLE, "classification", {}),
+    "titled.folder": (ARTICLE, "classification", {"template": "{title}\n{body}", "normal_form": "NFKC"}),
     "lines": (b"".join(b"%d %s\n" % (n % 2, text.encode()) for n, text in enumerate(TEXTS * 2)), "classification", {}),
     "conll": (_conll("IOB2"), "tagging", {}),
     "iob1.conll": (_conll("IOB1"), "tagging", {}),
@@ -83,7 +90,7 @@ FILES = {
     "jsonl.zst": (zstandard.compress(_lines(LABELLED)), "classification", {}),
     "bz2": (bz2.compress(_lines(LABELLED)), "classification", {}),
 }
-"""Suffix -> an intact file, its task, the settings that it is read with."""
+"""Suffix -> an intact file, its task (None has no labels), the settings that it is read with."""
 
 CHECKED = ("jsonl.gz", "jsonl.xz")
 """Their own checksums find every change."""
@@ -161,11 +168,17 @@ def read(place, kind, content, tokenizer, policy):
     """The examples of a file, encoded too; LabeltuneError is all that may come of it, and within a second."""
     _, task, given = FILES[kind]
     path = place / f"damaged.{kind}"
-    path.write_bytes(content)
+    if kind.endswith("folder"):
+        _articles(path, content)
+    else:
+        path.write_bytes(content)
     began = time.process_time()
     try:
         config = build(DataConfig, {**given, "on_bad_row": policy})
-        found = list(open_dataset(path, config, task, labelled=True, name="train", quarantine=place / "quarantine"))
+        how = {"labelled": task is not None, "name": "train", "quarantine": place / "quarantine"}
+        found = list(open_dataset(path, config, task, **how))
+        if task is None:
+            return found
         labels = TASKS[task].label_set(found, config)
         targets, label_of = TASKS[task].targets, TASKS[task].label_of(labels)
         encoder = Encoder(tokenizer, config=config, max_tokens=24, targets=targets, label_of=label_of)
@@ -173,6 +186,12 @@ def read(place, kind, content, tokenizer, policy):
     finally:
         assert time.process_time() - began < SLOWEST
     return found
+
+
+def _articles(path, content):
+    for category, article in (("one", content), ("two", ARTICLE)):
+        (path / category).mkdir(parents=True, exist_ok=True)
+        (path / category / "1.txt").write_bytes(article)
 
 
 def look(place, damage, tokenizer, policy):
@@ -190,8 +209,8 @@ def look(place, damage, tokenizer, policy):
         lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         for example in found:
             said_by_json(kind, example, json.loads(lines[int(example.id.rsplit(":", 1)[1]) - 1]))
-    elif kind not in (*BINARY, "json", "titled.csv"):
-        there = content.decode(errors="replace")
+    elif kind not in (*BINARY, "json", "titled.csv", "titled.folder"):
+        there = content.decode(errors="replace") + (ARTICLE.decode() if kind == "folder" else "")
         assert all(word in there for example in found for word in example.text.split())
 
 
