@@ -21,7 +21,7 @@ from labeltune.labels import LabelSet, align, tag_ids
 from labeltune.schema import Example, Prediction
 from labeltune.tasks import TASKS, Decisions
 from labeltune.tasks.tagging import gold_spans
-from labeltune.tasks.viterbi import best_legal
+from labeltune.viterbi import best_legal
 
 ITERATIONS = 1000
 _FLOOR = 1e-12  # the probability of a tag that training never showed

@@ -161,6 +161,34 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[str, typer.Option("--to", help="transformers, hub, peft, onnx, openvino.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="The new folder [RUN/exports/FORMAT].")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Where the dev rows' file lies now.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32; bf16 (transformers); int8 (onnx).")] = "fp32",
+    repo: Annotated[str | None, typer.Option("--repo", help="owner/name on the hub to push to (--to hub).")] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that everybody sees.")] = False,
+    widget: Annotated[
+        list[str] | None, typer.Option("--widget", help="A text that the hub's page shows (repeatable).")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write a run for another runtime, beside a certificate that it answers as the run does."""
+    from dataclasses import asdict
+
+    from labeltune.export.certificate import summary
+    from labeltune.export.exporting import export as export_run
+
+    done = export_run(run, to, data=data, out=folder, dtype=dtype, repo=repo, private=not public, widget=widget or ())
+    if json_:
+        _print_json(asdict(done.certificate) | {"folder": str(done.folder)})
+    else:
+        out.print(escape(summary(done.certificate)), highlight=False, soft_wrap=True)
+        out.print(escape(f"{done.folder}"), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(
     data: Annotated[str, typer.Argument(help="Training rows, or a RECIPE.toml.")],
     dev: Dev = None,

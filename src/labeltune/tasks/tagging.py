@@ -25,7 +25,7 @@ from labeltune.model.settings import HeadConfig
 from labeltune.schema import Example, Prediction, Span, SpanPrediction
 from labeltune.tasks.calibration import Calibration, fit_temperature
 from labeltune.tasks.task import Chained, Decisions, LabelOf, Loss, Spans, Task, as_array
-from labeltune.tasks.viterbi import best_legal
+from labeltune.viterbi import best_legal
 
 
 @final

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeltune.labels import legal_transitions
-from labeltune.tasks.viterbi import best_legal
+from labeltune.viterbi import best_legal
 
 START, FOLLOW = legal_transitions(2)
 

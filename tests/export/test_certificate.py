@@ -1,0 +1,216 @@
+"""An export is kept where its own runtime, reading it anew, answers as the run does; else nothing is left of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from labeltune import load, train
+from labeltune.errors import DataError, RunError, SettingsError
+from labeltune.export.certificate import ParityError, compare
+from labeltune.export.exporting import export
+from labeltune.export.padded import feed
+from labeltune.export.tuned import Answers, NotExpressible
+
+QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+FAMILIES = {
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 8},
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "gemma2": GROUPED | {"sliding_window": 8},
+    "gpt_neox": SIZES,
+}
+
+
+def backbone(family: str, tokenizer, folder: Path) -> Path:
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **FAMILIES[family])
+    config.pad_token_id = None
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(small: Path, model: Path, out: Path, kind: str = "moods", **settings: object) -> Path:
+    data, dev = (small / f"{kind}-{split}.jsonl" for split in ("train", "dev"))
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    train(data, dev=dev, model=str(model), out=out, settings=QUICK | given)
+    return out
+
+
+def certified(run: Path, to: str, out: Path) -> dict:
+    export(run, to, out=out)
+    found = json.loads((out / "certificate.json").read_text())
+    assert found["holds"] and found["change"]["rows"] == 8 and found["change"]["max_logit"] > 0
+    assert found["change"]["max_logit_change"] <= 1e-4 * max(1, found["change"]["max_logit"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["transformers", "peft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino"))],
+)
+@pytest.mark.parametrize("kind", ["finished", "tagger"])
+def test_every_format_of_a_llama_is_certified(request, tmp_path: Path, to: str, kind: str) -> None:
+    certified(request.getfixturevalue(kind), to, tmp_path / "x")
+
+
+def test_a_stock_pipeline_gives_the_labels_and_scores_of_the_run(finished: Path, small: Path, tmp_path: Path) -> None:
+    export(finished, "transformers", out=tmp_path / "x")
+    texts = [json.loads(line)["text"] for line in (small / "moods-test.jsonl").read_text().splitlines()]
+    stock = pipeline("text-classification", model=str(tmp_path / "x"), device="cpu")(texts, batch_size=3)
+    for ours, theirs in zip(load(finished).predict(texts), stock, strict=True):
+        assert ours.label == theirs["label"] and ours.score == pytest.approx(theirs["score"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_predictor_of_a_graph_needs_no_torch(finished: Path, small: Path, tmp_path: Path) -> None:
+    export(finished, "onnx", out=tmp_path / "x")
+    code = (
+        "import sys; from labeltune.export.predictor import load\n"
+        f"print(load({str(tmp_path / 'x')!r}).predict(['the hen sang', 'the ring'])[1].label)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == load(finished).predict("the ring")[0].label
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("unmask", ["none", "all"])
+@pytest.mark.parametrize("kind", ["moods", "names"])
+def test_families_are_certified(family, unmask, kind, small: Path, tiny_tokenizer, tmp_path: Path) -> None:
+    model = backbone(family, tiny_tokenizer, tmp_path / "model")
+    run = trained(small, model, tmp_path / "run", kind, model__unmask=unmask)
+    for to in ("transformers", "peft", "onnx", "openvino"):
+        certified(run, to, tmp_path / to)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__pooling": "mean"},
+        {"model__pooling": "max", "model__pool_on": "logits", "model__unmask": "first:2"},
+        {"model__pooling": "max", "data__max_tokens": 12, "data__overlap": 2},
+        {"model__depth": 2, "head__bias": True},
+        {"data__template": "mood of: {text}", "data__repeat": 1},
+    ],
+    ids=str,
+)
+def test_what_stock_classes_refuse_our_graph_expresses(settings, small, tiny_folder, tmp_path: Path) -> None:
+    run = trained(small, tiny_folder, tmp_path / "run", **settings)
+    with pytest.raises(NotExpressible, match="transformers cannot express this run"):
+        export(run, "transformers", out=tmp_path / "no")
+    certified(run, "onnx", tmp_path / "onnx")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_dev_file_that_changed_is_refused(finished: Path, small: Path, tmp_path: Path) -> None:
+    other = tmp_path / "moods-dev.jsonl"
+    shutil.copy(small / "moods-dev.jsonl", other)
+    other.write_text(other.read_text() + '{"text": "the hen", "label": "calm"}\n')
+    with pytest.raises(DataError, match="not the dev rows of the training"):
+        export(finished, "transformers", data=str(other), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_rows_held_out_of_the_training_file_are_found_again(small: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    train(small / "moods-train.jsonl", dev=0.25, model=str(tiny_folder), out=tmp_path / "run", settings=QUICK)
+    done = export(tmp_path / "run", "transformers", out=tmp_path / "x")
+    recorded = json.loads((tmp_path / "run" / "splits.json").read_text())["dev"]
+    assert done.certificate.change.rows == len(recorded["ids"]) == recorded["rows"]
+
+
+def test_an_export_that_answers_otherwise_is_not_kept(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    from labeltune.export import stock
+
+    right = stock.put_head
+
+    def wrong(tuned, model) -> None:
+        right(tuned, model)
+        with torch.no_grad():
+            model.score.weight.mul_(1.01)
+
+    monkeypatch.setattr(stock, "put_head", wrong)
+    with pytest.raises(ParityError, match="logits differ"):
+        export(finished, "transformers", out=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_logits_with_another_answer_do_not_hold() -> None:
+    logits = np.ones((2, 2), np.float32)
+    assert compare(Answers(logits, ("a", "b")), Answers(logits, ("a", "b"))).holds
+    assert not compare(Answers(logits, ("a", "b")), Answers(logits, ("a", "c"))).holds
+    assert not compare(Answers(logits, ("a", "b")), Answers(logits * np.nan, ("a", "b"))).holds
+
+
+def test_in_16_bits_the_change_is_reported(finished: Path, tmp_path: Path) -> None:
+    done = export(finished, "transformers", dtype="bf16", out=tmp_path / "x").certificate
+    assert done.change.max_logit_change > 0
+    assert (done.dtype == "bf16") == (not done.given_up) and done.change.rows_with_another_answer == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "x", dtype="auto")
+    assert str(model.dtype) == {"bf16": "torch.bfloat16", "fp32": "torch.float32"}[done.dtype]
+
+
+def test_no_embedding_is_added_for_padding(finished: Path, tmp_path: Path, tiny_tokenizer) -> None:
+    export(finished, "transformers", out=tmp_path / "x")
+    config, tokenizer = AutoConfig.from_pretrained(tmp_path / "x"), AutoTokenizer.from_pretrained(tmp_path / "x")
+    assert config.vocab_size == len(tokenizer) == len(tiny_tokenizer) and config.pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(("to", "dtype", "says"), [("tflite", "fp32", "no format"), ("onnx", "bf16", "not written")])
+def test_unknown_formats_and_dtypes_are_refused_by_name(finished: Path, to: str, dtype: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        export(finished, to, dtype=dtype)
+
+
+def test_nothing_is_written_over(finished: Path, tmp_path: Path, typed) -> None:
+    (tmp_path / "x").mkdir()
+    done = typed("export", finished, "--to", "transformers", "--out", tmp_path / "x")
+    assert done.code == 1 and "already there" in done.err and list((tmp_path / "x").iterdir()) == []
+
+
+def test_the_command_prints_the_certificate(finished: Path, tmp_path: Path, typed) -> None:
+    done = typed("export", finished, "--to", "transformers", "--out", tmp_path / "x", "--json")
+    assert done.code == 0 and json.loads(done.out)["change"]["rows_with_another_answer"] == 0
+
+
+@pytest.mark.slow
+def test_a_damaged_graph_is_an_error_with_its_place(finished: Path, tmp_path: Path) -> None:
+    from labeltune.export.predictor import load as load_graph
+
+    export(finished, "onnx", out=tmp_path / "x")
+    (tmp_path / "x" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(RunError, match=r"model\.onnx: the graph cannot be loaded"):
+        load_graph(tmp_path / "x")
+
+
+def test_shares_of_a_target_sum_to_one(finished: Path) -> None:
+    rows = list(load(finished).assembly.encoder.encode_many([]))
+    assert rows == []
+    predictor = load(finished)
+    from labeltune.schema import Example
+
+    rows = list(predictor.assembly.encoder.encode_many([Example("a", "the hen sang"), Example("b", "the ring")]))
+    arrays = feed(rows, "mean")
+    assert np.allclose(arrays["shares"].sum(1), 1) and arrays["attention_mask"].sum() == sum(
+        len(r.tokens) for r in rows
+    )
