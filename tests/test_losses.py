@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from labeltune.labels import LabelSet
 from labeltune.losses import LOSSES, bce, binary_focal, coral, cross_entropy, focal, mse
+from labeltune.model.settings import HeadConfig
+from labeltune.tasks import TASKS
 
 S, L = 12, 4
 GENERATOR = torch.Generator().manual_seed(0)
@@ -42,6 +46,28 @@ def test_bce_smoothing_moves_both_answers_to_the_middle():
 
 def test_mse_equals_torchs():
     torch.testing.assert_close(mean(mse(LOGITS[:, :1], NUMBERS)), functional.mse_loss(LOGITS[:, 0], NUMBERS))
+
+
+STOCK = {
+    "classification": (AutoModelForSequenceClassification, "single_label_classification", LABELS),
+    "multilabel": (AutoModelForSequenceClassification, "multi_label_classification", MULTI),
+    "regression": (AutoModelForSequenceClassification, "regression", NUMBERS),
+    "tagging": (AutoModelForTokenClassification, None, torch.randint(0, 2 * L + 1, (S, 6), generator=GENERATOR)),
+}
+
+
+@pytest.mark.parametrize("task", STOCK)
+def test_the_loss_of_a_task_is_the_one_that_stock_transformers_trains_on(task, tiny_folder):
+    model, problem, targets = STOCK[task]
+    labels = LabelSet(tuple("abcd") if task != "regression" else ())
+    width = TASKS[task].width(labels)
+    stock = model.from_pretrained(tiny_folder, num_labels=width, problem_type=problem, pad_token_id=0).eval()
+    with torch.no_grad():
+        out = stock(input_ids=torch.randint(1, 50, (S, 6), generator=GENERATOR), labels=targets)
+    loss = TASKS[task].loss(HeadConfig(), labels, None)
+    per_target = targets if task == "multilabel" else targets.reshape(-1)
+    found = mean(loss(out.logits.reshape(-1, width), per_target, torch.arange(len(per_target))))
+    assert found == pytest.approx(out.loss.item(), rel=1e-5)
 
 
 def test_focal_equals_its_formula_and_gamma_0_is_cross_entropy():

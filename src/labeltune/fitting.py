@@ -387,6 +387,7 @@ def _score(job: _Job, listen: Listener) -> tuple[dict[str, Any], Calibration]:
     dev = _report(labeller, dev_rows, dev_store)
     listen(Scored("dev", dev))
     figures = {"train": _train_figures(job), "dev": dev}
+    listen(Said(_spent(figures["train"])))
     if job.loaded.test is not None:
         figures["test"] = _final_evaluation(job, labeller, job.loaded.test)
         listen(Scored("test", figures["test"]))
@@ -443,6 +444,13 @@ def _train_figures(job: _Job) -> dict[str, Any]:
         "bad_rows": _bad_rows(job.loaded),
         **({"lost": dict(job.lost)} if job.lost else {}),
     }
+
+
+def _spent(train: Mapping[str, Any]) -> str:
+    return (
+        f"training: {train['seconds']:,.1f} s in steps, {train['tokens_per_second']:,.0f} tokens a second, "
+        f"peak memory {train['peak_memory_gib']:.2f} GiB"
+    )
 
 
 @contextmanager
