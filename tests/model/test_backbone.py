@@ -189,6 +189,24 @@ def test_an_nf4_backbone_is_the_stock_model_with_its_weights_rounded(wide_folder
 
 
 @pytest.mark.slow
+def test_gradients_pass_through_an_nf4_backbone_as_through_its_rounded_weights(wide_folder, documents):
+    from bitsandbytes.functional import dequantize_4bit
+
+    four_bits, exact = (load(named(wide_folder, quantization=q), device="cpu") for q in ("nf4", "none"))
+    docs = documents(LENGTHS)
+    for name, module in four_bits.model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            exact.model.get_submodule(name).weight.data = dequantize_4bit(module.weight.data, module.weight.quant_state)
+    found = []
+    for backbone in (four_bits, exact):
+        words = backbone.model.get_input_embeddings().weight.requires_grad_()
+        backbone.hidden(docs.batch(), docs.layout([HALF]), [4])[0].square().sum().backward()
+        found.append(words.grad)
+    assert found[1].abs().max() > 0
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * float(found[1].abs().max()))
+
+
+@pytest.mark.slow
 def test_an_int8_backbone_is_near_the_stock_model(wide_folder, documents, apart):
     quantised, plain = (load(named(wide_folder, quantization=q), device="cpu") for q in ("int8", "none"))
     docs = documents(LENGTHS)

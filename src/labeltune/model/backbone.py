@@ -57,6 +57,7 @@ class Backbone(nn.Module):
         if depth is not None:
             truncate(model, self.config, self._blocks, depth)
         silence(model)
+        self.train()  # before any forward: in eval mode bitsandbytes lays 4-bit weights out anew, without a backward
         self.layers = len(self.blocks)
         self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self._embedding.shape[0])
@@ -67,7 +68,6 @@ class Backbone(nn.Module):
             model.set_attn_implementation("eager")
         self._tail = self._find_tail()
         self.slot.first_reader.update(self._find_readers())
-        self.train()
 
     @property
     def blocks(self) -> nn.ModuleList:
