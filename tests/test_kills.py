@@ -195,6 +195,7 @@ def test_a_second_process_is_refused_while_the_first_one_writes(words, tmp_path)
     out = tmp_path / "run"
     first = started(words, out)
     wait_for(first, out, 1)
+    first.send_signal(signal.SIGSTOP)  # it cannot end before the second one asks
     second = started(words, out, "--resume")
     _, said = second.communicate(timeout=120)
     first.kill()

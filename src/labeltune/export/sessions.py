@@ -29,11 +29,10 @@ def onnx_session(folder: Path, threads: int | None = None) -> Session:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
+    path = str(_there(folder / ONNX_FILE))
     try:
-        session = onnxruntime.InferenceSession(
-            str(_there(folder / ONNX_FILE)), options, providers=["CPUExecutionProvider"]
-        )
-    except (RuntimeError, ValueError) as error:  # onnxruntime's own errors are RuntimeErrors
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no base class but this one
         raise _damaged(folder / ONNX_FILE, error) from error
     return lambda arrays: np.asarray(session.run(None, arrays)[0])
 

@@ -46,6 +46,7 @@ ROUTES: dict[str, Route] = {
     **{name: _SCORE for name, family in FAMILIES.items() if family.packed and not family.encoder},
     **dict.fromkeys(("bert", "deberta-v2", "luke", "nomic_bert"), _POOLED),
     **dict.fromkeys(("camembert", "electra", "mpnet", "roberta", "xlm-roberta"), _OWN_CLASS),
+    "gpt_neox": Route(("score",)),  # its class for tokens has a classifier
     "distilbert": Route(("pre_classifier", nn.ReLU, "classifier")),
     "eurobert": Route(("dense", "activation", "classifier")),
     "modernbert": Route(("head", "classifier"), ("head", "classifier")),
