@@ -68,17 +68,21 @@ def task_of(config: Config) -> Task:
     return TASKS[config.task]
 
 
-def assemble(config: Config, labels: LabelSet, tokenizer: PreTrainedTokenizerBase | None = None) -> Assembly:
-    """Load the backbone, check it, and build a fresh member for `config.task` and `labels`.
+def assemble(
+    config: Config,
+    labels: LabelSet,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    backbone: backbones.Backbone | None = None,
+) -> Assembly:
+    """Load the backbone (or take the one given), check it, and build a fresh member for `config.task` and `labels`.
 
     Raises ModelError where the backbone is incomplete or fails the self-check, SettingsError for impossible settings.
     """
     task = task_of(config)
-    device = pick_device(config.train.device)
     tokenizer = tokenizer or load_tokenizer(config.model)
-    backbone = backbones.load(
+    backbone = backbone or backbones.load(
         config.model,
-        device=device,
+        device=pick_device(config.train.device),
         checkpointing=config.model.checkpointing == "on",
         trainable=config.lora.kind == "full",
     )

@@ -97,6 +97,8 @@ class Screen:
             self._loss = step.loss if not self._loss else 0.95 * self._loss + 0.05 * step.loss
         if self._task is not None:
             self._bar.update(self._task, completed=step.step, facts=f"epoch {step.epoch}  loss {self._loss:.4f}")
+        if step.micro_tokens is not None:
+            self._say(f"step {step.step:,}: memory ran out; from here on {step.micro_tokens:,} tokens a pass")
         if step.evaluation is not None:
             names = _shown(step.evaluation.metrics, self._select)
             shown = "  ".join(f"{name} {step.evaluation.metrics[name]:.4f}" for name in names)

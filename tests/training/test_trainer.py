@@ -1,5 +1,7 @@
 """The loop against padded stock transformers, and its laws: Mean, addressed randomness, resume, best weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -8,7 +10,7 @@ from transformers import AutoModel
 
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.training.checkpoint import load_state, save_state
-from labeltune.training.trainer import Group, Step, Trial, restore, train
+from labeltune.training.trainer import Group, Step, Trial, restore, state_of, train
 
 DROPPED = LoraConfig(rank=4, dropout=0.3)
 
@@ -140,7 +142,7 @@ def test_a_restored_trial_ends_with_the_same_bits(make_trial, tmp_path, stop) ->
     group = Group(first.backbone)
     group.admit(first)
     list(islice(train(group), stop))
-    save_state(tmp_path / "c", group.state(first))
+    save_state(tmp_path / "c", state_of(first))
     second = make_trial(lora=DROPPED, evaluate=figures)
     restore(second, load_state(tmp_path / "c"))
     run(second)
@@ -206,3 +208,64 @@ def test_every_row_is_trained_on_once_an_epoch(make_trial) -> None:
         seen += rows
         assert epoch == 0
     assert sorted(seen) == list(range(40))
+
+
+@contextmanager
+def memory_for(trial: Trial, tokens: int) -> Iterator[None]:
+    """A machine whose memory ends at so many tokens in a forward pass."""
+
+    def weigh(module: object, args: tuple[object, ...], words: dict[str, torch.Tensor]) -> None:
+        if words["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    hook = trial.backbone.model.register_forward_pre_hook(weigh, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_where_memory_runs_out_the_step_is_done_in_halves_and_ends_the_same(make_trial) -> None:
+    plain, small = make_trial(lora=DROPPED), make_trial(lora=DROPPED)
+    run(plain)
+    most = int(max(small.rows.lengths))
+    with memory_for(small, most):
+        steps = run(small)
+    assert small.status == "finished" and small.micro_tokens is not None and small.micro_tokens <= 2 * most
+    assert steps[0].micro_tokens is not None and difference(small.weights(), plain.weights()) <= 1e-4
+
+
+def test_trials_that_do_not_fit_side_by_side_go_one_by_one(make_trial) -> None:
+    alone = [make_trial(seed=1, lora=DROPPED), make_trial(seed=2, batch_rows=5)]
+    for trial in alone:
+        run(trial)
+    backbone = make_trial().backbone
+    trials = [make_trial(backbone=backbone, seed=1, lora=DROPPED), make_trial(backbone=backbone, seed=2, batch_rows=5)]
+    group = Group(backbone)
+    for trial in trials:
+        group.admit(trial)
+    with memory_for(trials[0], int(max(trials[0].rows.lengths)) * 8):
+        list(train(group))
+    assert group.apart
+    for one, other in zip(trials, alone, strict=True):
+        assert difference(one.weights(), other.weights()) <= 1e-4
+
+
+def test_a_row_that_no_memory_holds_ends_its_trial_and_no_other(make_trial) -> None:
+    backbone = make_trial().backbone
+    trials = [make_trial(backbone=backbone, seed=1), make_trial(backbone=backbone, seed=2, order=[0] * 8)]
+    group = Group(backbone)
+    for trial in trials:
+        group.admit(trial)
+    with memory_for(trials[0], int(trials[1].rows.lengths[0])):
+        steps = list(train(group))
+    assert [t.status for t in trials] == ["out of memory", "finished"]
+    assert [step.last for step in steps if step.trial is trials[0]][-1]
+
+
+def test_other_faults_of_a_pass_are_not_taken_for_it(make_trial) -> None:
+    trial = make_trial()
+    hook = trial.backbone.model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        run(trial)
+    hook.remove()

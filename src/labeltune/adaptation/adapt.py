@@ -9,6 +9,7 @@ Interrupted anywhere, the same call with `resume=True` goes on and ends with the
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -158,11 +159,11 @@ def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
     every = config.eval_steps or min(500, ceil(work.plan.total / 10))
     facts = steps(work)
     while not stop.asked:
-        job.meter.start()
+        began = time.monotonic()
         step = _next(facts)
         if step is None:
             return
-        job.meter.stop(step.rows, step.tokens, 0.0)
+        job.meter.add(step.rows, step.tokens, time.monotonic() - began)
         due = step.step % every == 0 and step.step < step.total
         listen(step)
         looked = _look(job, listen, whole=False) if due else None

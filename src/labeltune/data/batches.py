@@ -95,7 +95,7 @@ def _balanced(rows: Sequence[int], lengths: np.ndarray, parts: int) -> list[list
 def pack(slices: Sequence[Sequence[tuple[int, Encoded]]], device: torch.device | str = "cpu") -> Batch:
     """One stream of K slices, each of (row number, encoded row): N tokens, D windows, P pieces, S targets.
 
-    A token's address is its row number and its place in the row, whatever stands beside it.
+    A token's address is its row number and its place in the row, whatever stands beside it. A slice may be empty.
     """
     flat = list(chain.from_iterable(slices))
     rows = [encoded for _, encoded in flat]
@@ -128,9 +128,13 @@ def pack(slices: Sequence[Sequence[tuple[int, Encoded]]], device: torch.device |
         slice_documents=_of_slices(documents, of_slice),
         slice_pieces=_of_slices(pieces, of_slice),
         slice_targets=_of_slices(targets, of_slice),
-        labels=tuple(tensor(np.concatenate([encoded.labels for _, encoded in part])) for part in slices),
+        labels=tuple(tensor(_labels([encoded.labels for _, encoded in part])) for part in slices),
         rows=tuple(tuple(number for number, _ in part) for part in slices),
     )
+
+
+def _labels(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)  # a slice may be empty
 
 
 def _counts(sizes: Iterable[int]) -> np.ndarray:

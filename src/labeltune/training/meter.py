@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -21,16 +20,10 @@ class Meter:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    _since: float = field(default_factory=time.monotonic)
 
-    def start(self) -> None:
-        """Begin to time a step."""
-        self._since = time.monotonic()
-
-    def stop(self, rows: int, tokens: int, apart: float) -> None:
-        """End a step that trained on `rows` and `tokens`; `apart` are the seconds of its evaluation."""
-        self.seconds += time.monotonic() - self._since - apart
-        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+    def add(self, rows: int, tokens: int, seconds: float) -> None:
+        """Count a step that trained on `rows` and `tokens`."""
+        self.rows, self.tokens, self.seconds = self.rows + rows, self.tokens + tokens, self.seconds + seconds
 
     def facts(self) -> dict[str, float]:
         """The figures of `metrics.json`."""

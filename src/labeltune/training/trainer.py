@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
@@ -33,6 +33,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
 """(logits_SL, labels, target_document) -> (sum of weighted losses, sum of weights)."""
 Evaluate = Callable[[], Mapping[str, float]]
 """Dev metrics of the member as it is now; `loss` among them settles between equal ones."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
 MICRO_TOKENS = 1024
 """Tokens of a forward pass where the settings leave it open: the CPU's sweet spot."""
 
@@ -75,7 +76,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimiser step of one trial did. `step` counts from 1; `lr` is the adapter's; `last` ends the trial."""
+    """What one optimiser step of one trial did. `step` counts from 1; `lr` is the adapter's; `last` ends the trial.
+
+    seconds: of the update, and the trial's share (by tokens) of the pass that its neighbours were in; no evaluation.
+    micro_tokens: what a forward pass holds from now on, where memory ran out in this step; else None.
+    turn_ends: all trials of the group have done as many steps as this one asked for.
+    """
 
     trial: Trial
     step: int
@@ -87,8 +93,10 @@ class Step:
     rows: int
     tokens: int
     evaluation: Evaluation | None
-    evaluation_seconds: float
+    seconds: float
+    micro_tokens: int | None
     last: bool
+    turn_ends: bool
 
 
 @dataclass(eq=False)
@@ -97,6 +105,7 @@ class Trial:
 
     parameters: everything that is trained, by name; the head's names begin with `head.`.
     select: the dev metric that chooses the weights, and whether higher is better.
+    micro_tokens: most tokens of a forward pass, once memory has run out; the settings' until then.
     """
 
     name: str
@@ -110,6 +119,7 @@ class Trial:
     key: Key
     status: str = "running"
     step: int = 0
+    micro_tokens: int | None = None
     stale: int = 0
     best_value: float | None = None
     best_loss: float = math.nan
@@ -125,9 +135,18 @@ class Trial:
 
     def micro(self, rows: Sequence[int]) -> list[list[int]]:
         """The micro-batches of one step."""
-        if self.config.accumulate is not None:
+        if self.config.accumulate is not None and self.micro_tokens is None:
             return micro_batches(rows, self.rows.lengths, count=self.config.accumulate)
-        return micro_batches(rows, self.rows.lengths, micro_tokens=self.config.micro_tokens or MICRO_TOKENS)
+        most = self.micro_tokens or self.config.micro_tokens or MICRO_TOKENS
+        return micro_batches(rows, self.rows.lengths, micro_tokens=most)
+
+    def halve(self, rows: Sequence[int]) -> bool:
+        """Make the micro-batches of `rows` half as large from now on; False where each is a single row already."""
+        parts = self.micro(rows)
+        if all(len(part) == 1 for part in parts):
+            return False
+        self.micro_tokens = max(1, max(int(self.rows.lengths[part].sum()) for part in parts) // 2)
+        return True
 
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of the trained weights as they are now."""
@@ -169,14 +188,17 @@ class Trial:
             self.put(self.best)
 
 
-FACTS = ("status", "step", "stale", "best_value", "best_loss", "best_step", "best_epoch")
+FACTS = ("status", "step", "micro_tokens", "stale", "best_value", "best_loss", "best_step", "best_epoch")
 
 
 class Group:
-    """Trials that share one backbone and train side by side."""
+    """Trials that share one backbone and train side by side.
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    apart: memory has run out for all of them in one pass, so each has passes of its own.
+    """
+
+    def __init__(self, backbone: Backbone, *, apart: bool = False) -> None:
+        self.backbone, self.apart = backbone, apart
         self.trials: list[Trial] = []
         self.model = LabelModel(backbone, [])
 
@@ -193,10 +215,11 @@ class Group:
         self.trials = trials
         self.model = LabelModel(self.backbone, [t.member for t in trials])
 
-    def state(self, trial: Trial) -> State:
-        """All that `trial` needs to go on elsewhere."""
-        facts = {name: getattr(trial, name) for name in FACTS}
-        return State(trial.weights(), dict(trial.best), moments_of(trial.optimiser), facts)
+
+def state_of(trial: Trial) -> State:
+    """All that `trial` needs to go on elsewhere."""
+    facts = {name: getattr(trial, name) for name in FACTS}
+    return State(trial.weights(), dict(trial.best), moments_of(trial.optimiser), facts)
 
 
 def restore(trial: Trial, state: State) -> None:
@@ -219,20 +242,30 @@ class _Turn:
     loss: float = 0.0
     weight: float = 0.0
     tokens: int = 0
-    evaluation_seconds: float = 0.0
+    seconds: float = 0.0
+    micro_tokens: int | None = None
+
+    def begin(self) -> None:
+        """Forget what a pass that failed has summed up."""
+        self.loss, self.weight, self.tokens = 0.0, 0.0, 0
+        for parameter in self.trial.parameters.values():
+            parameter.grad = None
 
 
 def train(group: Group) -> Iterator[Step]:
     """Train every trial of `group` to its end, yielding a Step per trial and optimiser step.
 
     Trials may be admitted and retired between steps. A trial whose loss or gradient is no longer finite stops as
-    `diverged`, without that step, and keeps its best weights (the last ones where it was never evaluated).
+    `diverged`, without that step, and keeps its best weights (the last ones where it was never evaluated). One for
+    which a single row needs more memory than there is stops as `out of memory` in the same way.
     """
     while group.trials:
+        began = time.monotonic()
         turns = [_Turn(trial, *trial.plan.at(trial.step)) for trial in group.trials]
-        _backward(group.model, turns)
+        _backward(group, turns)
+        _share(turns, time.monotonic() - began)
         for turn in turns:
-            step = _update(turn)
+            step = _update(turn, turn_ends=turn is turns[-1])
             if step.last:
                 turn.trial.finish()
             yield step
@@ -240,13 +273,57 @@ def train(group: Group) -> Iterator[Step]:
                 group.retire(turn.trial)
 
 
-def _backward(model: LabelModel, turns: Sequence[_Turn]) -> None:
-    """Sum each trial's loss and gradients over its micro-batches, packing the trials side by side."""
-    keys = [turn.trial.key.fold("epoch", turn.epoch) for turn in turns]
+def _share(turns: Sequence[_Turn], seconds: float) -> None:
+    """Divide the time of a pass among its trials, by tokens."""
+    tokens = sum(turn.tokens for turn in turns) or 1
     for turn in turns:
-        for parameter in turn.trial.parameters.values():
-            parameter.grad = None
-    for rows in zip_longest(*(turn.trial.micro(turn.rows) for turn in turns), fillvalue=()):
+        turn.seconds = seconds * turn.tokens / tokens
+
+
+def _backward(group: Group, turns: Sequence[_Turn]) -> None:
+    """Each trial's loss and gradients: all in one pass; where memory runs out one by one, then in smaller parts.
+
+    The same rows, divided in another way, give the same gradients but for rounding.
+    """
+    if not group.apart:
+        if _fits(group.model, turns, range(len(turns))):
+            return
+        group.apart = len(turns) > 1
+    for k, turn in enumerate(turns):
+        while not _fits(group.model, turns, [k]):
+            if not turn.trial.halve(turn.rows):
+                turn.trial.status = "out of memory"
+                turn.begin()
+                break
+            turn.micro_tokens = turn.trial.micro_tokens
+
+
+def _fits(model: LabelModel, turns: Sequence[_Turn], active: Collection[int]) -> bool:
+    """Run the pass of the active turns; False where there is too little memory for it."""
+    try:
+        _pass(model, turns, active)
+    except (RuntimeError, MemoryError) as error:
+        if not _memory_ran_out(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """CUDA has an error of its own for it; the CPU's allocator and NumPy say it in words."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in NO_MEMORY)
+
+
+def _pass(model: LabelModel, turns: Sequence[_Turn], active: Collection[int]) -> None:
+    """Sum the loss and gradients of the active trials over their micro-batches, packed side by side."""
+    keys = [turn.trial.key.fold("epoch", turn.epoch) for turn in turns]
+    for k in active:
+        turns[k].begin()
+    parts = (turn.trial.micro(turn.rows) if k in active else [] for k, turn in enumerate(turns))
+    for rows in zip_longest(*parts, fillvalue=()):
         slices = [[(row, turn.trial.rows[row]) for row in chosen] for turn, chosen in zip(turns, rows, strict=True)]
         batch = pack(slices, model.backbone.device)
         losses = _losses(turns, batch, model(batch, keys))
@@ -268,33 +345,20 @@ def _losses(turns: Sequence[_Turn], batch: Batch, logits: Sequence[torch.Tensor]
     return losses
 
 
-def _update(turn: _Turn) -> Step:
+def _update(turn: _Turn, *, turn_ends: bool) -> Step:
     """One optimiser step of one trial, and its evaluation where one is due."""
-    trial = turn.trial
-    if not math.isfinite(turn.loss):
-        trial.status = "diverged"
-        return _step(turn, 0.0, math.nan, None)
-    factor = lr_factor(trial.step, trial.plan.total, trial.config)
-    set_lr(trial.optimiser, factor)
-    norm = scale_and_clip(trial.parameters.values(), turn.weight or 1.0, trial.config.clip or None)
-    if not math.isfinite(norm):
-        trial.status = "diverged"
-        return _step(turn, 0.0, norm, None)
-    trial.optimiser.step()
-    trial.step += 1
-    evaluation = None
-    if trial.evaluate is not None and trial.evaluation_due(turn.epoch_ends):
-        began = time.monotonic()
-        metrics = trial.evaluate()
-        evaluation = Evaluation(metrics, trial.judge(metrics, turn.epoch + 1))
-        turn.evaluation_seconds = time.monotonic() - began
-    if trial.step >= trial.plan.total and trial.status == "running":
-        trial.status = "finished"
-    return _step(turn, factor * trial.config.lr, norm, evaluation)
-
-
-def _step(turn: _Turn, lr: float, norm: float, evaluation: Evaluation | None) -> Step:
-    trial = turn.trial
+    trial, began = turn.trial, time.monotonic()
+    lr, norm, evaluation = 0.0, math.nan, None
+    if trial.status == "running":
+        lr, norm = _optimise(turn)
+        turn.seconds += time.monotonic() - began
+    if trial.status == "running":
+        trial.step += 1
+        if trial.evaluate is not None and trial.evaluation_due(turn.epoch_ends):
+            metrics = trial.evaluate()
+            evaluation = Evaluation(metrics, trial.judge(metrics, turn.epoch + 1))
+        if trial.step >= trial.plan.total and trial.status == "running":
+            trial.status = "finished"
     return Step(
         trial=trial,
         step=trial.step,
@@ -306,6 +370,24 @@ def _step(turn: _Turn, lr: float, norm: float, evaluation: Evaluation | None) ->
         rows=len(turn.rows),
         tokens=turn.tokens,
         evaluation=evaluation,
-        evaluation_seconds=turn.evaluation_seconds,
+        seconds=turn.seconds,
+        micro_tokens=turn.micro_tokens,
         last=trial.status != "running",
+        turn_ends=turn_ends,
     )
+
+
+def _optimise(turn: _Turn) -> tuple[float, float]:
+    """Learning rate and gradient norm of a step that was taken, or not: the trial has diverged."""
+    trial = turn.trial
+    if not math.isfinite(turn.loss):
+        trial.status = "diverged"
+        return 0.0, math.nan
+    factor = lr_factor(trial.step, trial.plan.total, trial.config)
+    set_lr(trial.optimiser, factor)
+    norm = scale_and_clip(trial.parameters.values(), turn.weight or 1.0, trial.config.clip or None)
+    if not math.isfinite(norm):
+        trial.status = "diverged"
+        return 0.0, norm
+    trial.optimiser.step()
+    return factor * trial.config.lr, norm
