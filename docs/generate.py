@@ -18,6 +18,7 @@ from labeltune.adaptation.settings import Adaptation
 from labeltune.cli import app
 from labeltune.config import describe
 from labeltune.metrics import METRICS
+from labeltune.serve.settings import Serving
 from labeltune.tasks import TASKS
 
 REFERENCE = Path(__file__).parent / "reference.md"
@@ -26,7 +27,7 @@ REFERENCE = Path(__file__).parent / "reference.md"
 def settings() -> Iterator[str]:
     """A table of every setting."""
     yield from ("| setting | type | default | meaning |", "|---|---|---|---|")
-    for name, kind, default, meaning in [*describe(), *describe("adapt", Adaptation)]:
+    for name, kind, default, meaning in [*describe(), *describe("adapt", Adaptation), *describe("serve", Serving)]:
         yield f"| `{name}` | {_cell(kind)} | {f'`{_cell(default)}`' if default else ''} | {_cell(meaning)} |"
 
 

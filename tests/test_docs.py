@@ -20,12 +20,13 @@ from labeltune import cli
 from labeltune.adaptation.settings import Adaptation
 from labeltune.config import Config, gather, parse_set
 from labeltune.demo import demo_file
+from labeltune.serve.settings import Serving
 from labeltune.settings import known_names
 
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE, REFERENCE = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "reference.md"
 PAGES = (README, GUIDE, REFERENCE)
-KNOWN = {*known_names(Config), *known_names(Adaptation)}
+KNOWN = {*known_names(Config), *known_names(Adaptation), *known_names(Serving)}
 SECTIONS = {name.split(".")[0] for name in KNOWN if "." in name}
 
 

@@ -80,16 +80,33 @@ def assemble(
     """
     task = task_of(config)
     tokenizer = tokenizer or load_tokenizer(config.model)
-    backbone = backbone or backbones.load(
+    if backbone is None:
+        backbone = load_backbone(config)
+    else:
+        _check_weights(config, backbone)
+    config = settle(config, task, backbone)
+    report = check(backbone, backbone.policy(config.model.unmask or "none"))
+    member = fresh_member(config, task, labels, backbone)
+    return Assembly(
+        config, task, labels, backbone, tokenizer, make_encoder(config, task, labels, tokenizer), member, report
+    )
+
+
+def load_backbone(config: Config) -> backbones.Backbone:
+    """The backbone on the settings' device, its weights those that the settings were recorded with."""
+    backbone = backbones.load(
         config.model,
         device=pick_device(config.train.device),
         checkpointing=config.model.checkpointing == "on",
         trainable=config.lora.kind == "full",
     )
     _check_weights(config, backbone)
-    config = settle(config, task, backbone)
-    report = check(backbone, backbone.policy(config.model.unmask or "none"))
-    member = members.build(
+    return backbone
+
+
+def fresh_member(config: Config, task: Task, labels: LabelSet, backbone: backbones.Backbone) -> members.Member:
+    """A member for `task` and `labels` on a backbone that others may stand on too."""
+    return members.build(
         backbone,
         config.model,
         config.lora,
@@ -101,9 +118,6 @@ def assemble(
         task_units=task.targets == "units",
         width=task.width(labels),
         key=Key.of(config.train.seed).fold("weights"),
-    )
-    return Assembly(
-        config, task, labels, backbone, tokenizer, make_encoder(config, task, labels, tokenizer), member, report
     )
 
 

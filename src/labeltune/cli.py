@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,6 +189,24 @@ def export(
 
 
 @app.command()
+def serve(
+    runs: Annotated[list[str], typer.Argument(help="Run folders; NAME=FOLDER serves one under another name.")],
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="The port; 0 is any free one.")] = 8080,
+    sets: Sets = None,
+) -> None:
+    """Answer over HTTP for any number of runs, those of one backbone on one copy of it; logs are JSON lines."""
+    from labeltune.errors import ModelError
+
+    try:
+        from labeltune.serve.server import serve as serve_runs
+    except ImportError as error:
+        hint = 'pip install "labeltune[serve]"'
+        raise ModelError(f"{error.name or 'a package'} is not installed", hint=hint) from None
+    serve_runs(runs, host=host, port=port, settings=_settings(sets), tell=_log)
+
+
+@app.command()
 def inspect(
     data: Annotated[str, typer.Argument(help="Training rows, or a RECIPE.toml.")],
     dev: Dev = None,
@@ -282,15 +300,18 @@ def adapt(
 
 @app.command()
 def settings(
-    section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train, eval or adapt.")] = None,
+    section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train, eval, adapt or serve.")] = None,
     json_: Json = False,
 ) -> None:
     """Every setting: name, type, default, meaning."""
     from labeltune.adaptation.settings import Adaptation
     from labeltune.config import describe
+    from labeltune.serve.settings import Serving
 
-    rows = describe(section) if section != "adapt" else []
-    rows += describe("adapt", Adaptation) if section in (None, "adapt") else []
+    others = {"adapt": Adaptation, "serve": Serving}
+    rows = describe(section) if section not in others else []
+    for name, root in others.items():
+        rows += describe(name, root) if section in (None, name) else []
     if json_:
         _print_json([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows])
         return
@@ -315,6 +336,17 @@ def _settings(sets: list[str] | None, on_bad_row: str | None = None) -> dict[str
 
     flags = {"data.on_bad_row": on_bad_row} if on_bad_row is not None else {}
     return {**flags, **dict(parse_set(text) for text in sets or [])}
+
+
+def _log(event: Mapping[str, object]) -> None:
+    """One line of JSON on standard error."""
+    from datetime import UTC, datetime
+
+    from labeltune.storage import to_json
+
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    sys.stderr.write(to_json({"time": now, **event}, sort=False) + "\n")
+    sys.stderr.flush()
 
 
 def _print_json(value: object) -> None:

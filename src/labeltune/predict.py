@@ -83,16 +83,25 @@ def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Pred
     return _load(open_run(path), settings or {})
 
 
-def _load(run: Run, settings: Mapping[str, Any]) -> Predictor:
+def answering(run: Run, settings: Mapping[str, Any]) -> Config:
+    """The settings that a run answers with: its own, but for those that may differ.
+
+    Raises:
+        SettingsError: one that may not.
+    """
     config = with_settings(run.config, {"train.device": "auto", **_allowed(settings)})
+    if (run.folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
+        own = {"name": str(run.folder / BACKBONE), "revision": None, "weights_sha256": None}
+        config = config.model_copy(update={"model": config.model.model_copy(update=own)})
+    return config
+
+
+def _load(run: Run, settings: Mapping[str, Any]) -> Predictor:
+    config = answering(run, settings)
     if "train.threads" in settings and config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    folder = run.folder
-    if (folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
-        own = {"name": str(folder / BACKBONE), "revision": None, "weights_sha256": None}
-        config = config.model_copy(update={"model": config.model.model_copy(update=own)})
-    assembly = assemble(config, run.labels, load_tokenizer(config.model, folder / TOKENIZER))
-    assembly.member.load(folder)
+    assembly = assemble(config, run.labels, load_tokenizer(config.model, run.folder / TOKENIZER))
+    assembly.member.load(run.folder)
     evaluation = assembly.config.eval
     if evaluation.merge:
         assembly = replace(assembly, member=merge(assembly.backbone, assembly.member))
@@ -192,7 +201,7 @@ def answer_fields(prediction: Prediction) -> dict[str, Any]:
     return {"label": prediction.label, **given} if "score" in given else given
 
 
-def _in_column(example: Example, prediction: Prediction) -> Prediction:
+def in_column(example: Example, prediction: Prediction) -> Prediction:
     """Spans found in a templated text, counted from the start of the column that the gold spans sit on.
 
     What was found in the template's other fields has no place in that column and is left out.
@@ -206,7 +215,7 @@ def _in_column(example: Example, prediction: Prediction) -> Prediction:
 
 def with_input(example: Example, prediction: Prediction) -> dict[str, Any]:
     """The input's fields plus the answer; an input column of the same name is kept as `input_<name>`."""
-    answer = answer_fields(_in_column(example, prediction))
+    answer = answer_fields(in_column(example, prediction))
     fields = {f"input_{name}" if name in answer else name: _sayable(cell) for name, cell in example.fields.items()}
     if prediction.spans is not None and example.text not in example.fields.values():
         fields.setdefault("text", example.text)  # offsets refer to it

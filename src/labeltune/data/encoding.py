@@ -36,6 +36,10 @@ CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000  # tokenised together, on all core
 FORMAT = 1  # part of every key; to be raised when the same settings encode differently
 
 
+class TooLong(DataError):
+    """A text of more tokens than the settings let in."""
+
+
 class Shown(NamedTuple):
     """A token as `inspect` shows it. role: `read`, or what is not read: `owned`, `context`, `special`."""
 
@@ -276,13 +280,13 @@ class Encoder:
         kept = np.concatenate(([0], np.cumsum(keep)))
         return int((kept[last] == kept[first]).sum())
 
-    def _too_long(self, example: Example, count: int, *, fixed: bool = False) -> DataError:
+    def _too_long(self, example: Example, count: int, *, fixed: bool = False) -> TooLong:
         what = f"the text has {count + len(self.specials)} tokens, special tokens included, and {self.max_tokens} fit"
         if fixed:
             what += ", even without the field that may be shortened"
-            return DataError(what, at=example.id, hint="raise data.max_tokens, or name another data.long_field")
+            return TooLong(what, at=example.id, hint="raise data.max_tokens, or name another data.long_field")
         hint = 'raise data.max_tokens, or set data.long to "window" or "truncate"'
-        return DataError(what, at=example.id, hint=hint)
+        return TooLong(what, at=example.id, hint=hint)
 
     # What fits -> windows and pieces
 
@@ -326,7 +330,7 @@ class Encoder:
         plan = windows.plan(row.cuts(), capacity=self.capacity, overlap=self.config.overlap)
         most = self.config.max_windows
         if len(plan) > most:
-            raise DataError(
+            raise TooLong(
                 f"the text needs {len(plan)} windows of {self.max_tokens} tokens, and {most} are allowed",
                 at=example.id,
                 hint='raise data.max_windows or data.max_tokens, or set data.long to "truncate"',

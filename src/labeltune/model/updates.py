@@ -160,7 +160,9 @@ class _Update:
     def looped(self, module: nn.Module, y_NO: torch.Tensor, reading: _Reading) -> torch.Tensor:
         """Each slice by itself; slices without an adapter stay as they are."""
         updated = [
-            y_TO if adapter is None else self._one(module, adapter, y_TO, reading.thin(k, self.name), reading.scales[k])
+            y_TO
+            if adapter is None or not len(y_TO)
+            else self._one(module, adapter, y_TO, reading.thin(k, self.name), reading.scales[k])
             for k, (adapter, y_TO) in enumerate(zip(self.adapters, y_NO.split(reading.sizes), strict=True))
         ]
         return updated[0] if len(updated) == 1 else torch.cat(updated)

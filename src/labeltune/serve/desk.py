@@ -1,0 +1,143 @@
+"""Between the wire forms and the engines: one way for every request, with its limits, its patience and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from starlette.requests import Request
+
+from labeltune.errors import LabeltuneError
+from labeltune.schema import Encoded, Example
+from labeltune.serve.fleet import Fleet
+from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.serve.refusals import Refusal, refusal_of
+from labeltune.serve.settings import ServeConfig
+
+NOTES = "labeltune.notes"
+"""Where a request's ASGI scope keeps what is to be logged of it."""
+Item = str | Mapping[str, object]
+
+
+class Gone(Exception):
+    """The client has left."""
+
+
+class Desk:
+    """Takes requests in and hands answers out. It belongs to one event loop.
+
+    state: `loading` and `draining` refuse with 503.
+    """
+
+    def __init__(self, fleet: Fleet, config: ServeConfig) -> None:
+        self.fleet, self.config = fleet, config
+        self.state: Literal["loading", "ready", "draining"] = "loading"
+        self.pending = 0
+        self._clerk = ThreadPoolExecutor(1, "labeltune-encoder")  # one: tokenizers are not for two threads at once
+
+    async def answers(
+        self, request: Request, run: str, items: Sequence[Item], wish: Wish, *, truncate: bool = False
+    ) -> list[Answer]:
+        """The answers to texts or rows, in order.
+
+        Raises:
+            Refusal: why there is none.
+            Gone: nobody is there to hear it.
+        """
+        self.refuse_unready()
+        hosted = self.find(run)
+        self._refuse_many(items)
+        notes(request).update(run=hosted.name, texts=len(items))
+        if self.config.log_text:
+            notes(request)["text"] = list(items)
+        self.pending += 1
+        try:
+            answers = await self._patiently(request, self._work(hosted, items, wish, truncate))
+            notes(request)["tokens"] = sum(answer.tokens for answer in answers)
+            return answers
+        except LabeltuneError as error:
+            raise refusal_of(error) from None
+        finally:
+            self.pending -= 1
+
+    def find(self, run: str | None) -> Hosted:
+        """The run of this name; without a name the only one.
+
+        Raises:
+            Refusal: there is none, or there are several and none is named.
+        """
+        if run is None:
+            names = [hosted.name for hosted in self.fleet.hosted]
+            if len(names) != 1:
+                raise Refusal(422, f"name a run: {', '.join(names) or 'none is served'}")
+            run = names[0]
+        try:
+            return self.fleet.find(run)
+        except LabeltuneError as error:
+            raise refusal_of(error) from None
+
+    def refuse_unready(self) -> None:
+        """Raise a 503 while the runs are loaded, and when the server is about to stop."""
+        if self.state != "ready":
+            raise Refusal(503, f"the server is {self.state}", {"Retry-After": "5"})
+
+    def close(self) -> None:
+        """Encode nothing any more."""
+        self._clerk.shutdown(cancel_futures=True)
+
+    def _refuse_many(self, items: Sequence[Item]) -> None:
+        if not items:
+            raise Refusal(422, "there is no text")
+        if len(items) > self.config.max_texts:
+            raise Refusal(413, f"{len(items)} texts are more than the {self.config.max_texts} of one request")
+        if (count := sum(map(_characters, items))) > self.config.max_characters:
+            raise Refusal(413, f"{count:,} characters are more than the {self.config.max_characters:,} of one request")
+        if self.pending >= self.config.max_pending:
+            raise Refusal(429, "the server is busy; try again in 1 s", {"Retry-After": "1"})
+
+    async def _work(self, hosted: Hosted, items: Sequence[Item], wish: Wish, truncate: bool) -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
+        engine = self.fleet.engine_of(hosted)
+        return await asyncio.wrap_future(engine.submit(hosted, examples, rows, wish))
+
+    def _encode(self, hosted: Hosted, items: Sequence[Item], truncate: bool) -> tuple[list[Example], list[Encoded]]:
+        examples = [hosted.read(item, f"texts[{number}]") for number, item in enumerate(items)]
+        rows = hosted.encode(examples, truncate=truncate)
+        tokens = sum(len(row.tokens) for row in rows)
+        if tokens > self.config.max_tokens:
+            raise Refusal(413, f"{tokens:,} tokens are more than the {self.config.max_tokens:,} of one request")
+        return examples, rows
+
+    async def _patiently(self, request: Request, work: Coroutine[Any, Any, list[Answer]]) -> list[Answer]:
+        """The end of the work, unless the client leaves or the time is over before."""
+        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({working, leaving}, timeout=self.config.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if leaving.done():
+                raise Gone
+            hint = "send fewer texts, or come again later"
+            raise Refusal(429, f"no answer within {self.config.timeout:g} s; {hint}", {"Retry-After": "5"})
+        finally:
+            working.cancel()
+            leaving.cancel()
+
+
+def notes(request: Request) -> dict[str, Any]:
+    """What the log will say of this request."""
+    found: dict[str, Any] = request.scope.setdefault(NOTES, {})
+    return found
+
+
+def _characters(item: Item) -> int:
+    return len(item) if isinstance(item, str) else len(str(item))
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has closed the connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

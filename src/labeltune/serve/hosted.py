@@ -1,0 +1,147 @@
+"""A run as a server holds it: rows into encoded texts, logits into answers, on a backbone that it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from labeltune.assembly import fresh_member, make_encoder, task_of
+from labeltune.config import Config
+from labeltune.data.columns import find_columns, kind_of
+from labeltune.data.encoding import Encoder
+from labeltune.data.examples import Reading
+from labeltune.data.readers.rows import Row, plain
+from labeltune.data.settings import DataConfig
+from labeltune.data.templates import parse
+from labeltune.errors import DataError
+from labeltune.labels import LabelSet
+from labeltune.model.backbone import Backbone
+from labeltune.model.checkpoints import load_tokenizer
+from labeltune.model.member import Member
+from labeltune.run import TOKENIZER, Run
+from labeltune.schema import Encoded, Example, Prediction
+from labeltune.tasks import Calibration, Task
+
+TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request wants of its answers. min_score: below it the model abstains. scores: every label's."""
+
+    min_score: float | None = None
+    scores: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says of one row, `example` as it was read; logits: float32 (S, L) of its targets."""
+
+    example: Example
+    prediction: Prediction
+    logits: np.ndarray
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Hosted:
+    """One run, loaded. Compared by identity: the same run loaded again is another."""
+
+    name: str
+    run: Run
+    config: Config
+    task: Task
+    encoder: Encoder
+    member: Member
+    calibration: Calibration
+
+    @property
+    def labels(self) -> LabelSet:
+        """The run's label set, in the order of its logits."""
+        return self.run.labels
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that its template joins, in order; `text` without a template."""
+        template = self.config.data.template
+        return tuple(dict.fromkeys(parse(template).fields)) if template else (TEXT,)
+
+    def read(self, item: str | Mapping[str, object], at: str) -> Example:
+        """A text, or a row with the columns of the training data, as an example.
+
+        Raises:
+            DataError: no text, several fields where one text is given, columns that cannot be told.
+        """
+        if isinstance(item, str):
+            if len(self.fields) > 1:
+                hint = "give a row with " + ", ".join(map(repr, self.fields))
+                raise DataError("this run reads several fields", at=at, hint=hint)
+            return self._plain.example(Row(at, {self.fields[0]: item}))
+        row = {str(name): plain(cell) for name, cell in item.items()}
+        columns = find_columns([row], self._data, kind_of(self.config.task), labelled=False, at=at, strict=False)
+        return Reading(columns, self._data).example(Row(at, row))
+
+    def encode(self, examples: Sequence[Example], *, truncate: bool = False) -> list[Encoded]:
+        """Each text by itself, whatever stands beside it. truncate: cut what one window does not hold.
+
+        Raises:
+            TooLong, DataError: a text that does not fit, or cannot be tokenised.
+        """
+        encoder = self._cutting if truncate else self.encoder
+        return [encoder.encode(example) for example in examples]
+
+    def answers(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[Encoded],
+        wish: Wish,
+        logits_SL: np.ndarray,
+        document_S: np.ndarray,
+    ) -> list[Answer]:
+        """Decide on the logits (S, L) of whole documents; document_S (S) numbers the examples from 0."""
+        decisions = self.task.decide(logits_SL, document_S, self.labels, self.calibration, self.member.head)
+        spans = [row.target_span for row in rows]
+        said = self.task.predictions(
+            examples, spans, decisions, self.labels, min_score=wish.min_score, all_scores=wish.scores
+        )
+        bounds = np.searchsorted(document_S, np.arange(len(examples) + 1))
+        places = zip(examples, said, bounds, bounds[1:], rows, strict=False)
+        return [Answer(e, p, logits_SL[first:last], len(row.tokens)) for e, p, first, last, row in places]
+
+    @cached_property
+    def _data(self) -> DataConfig:
+        return self.config.data.model_copy(update={"on_bad_row": "error"})
+
+    @cached_property
+    def _plain(self) -> Reading:
+        """How a text alone is read, as `Predictor.predict` does."""
+        config, name = self._data, self.fields[0]
+        if name == TEXT:
+            given = {"text": TEXT} if config.text or not config.template else {}
+            config = config.model_copy(update={"tokens": None, **given})
+        columns = find_columns(
+            [{name: "a"}], config, kind_of(self.config.task), labelled=False, at=self.name, strict=False
+        )
+        return Reading(columns, config)
+
+    @cached_property
+    def _cutting(self) -> Encoder:
+        config = self.config.model_copy(update={"data": self.config.data.model_copy(update={"long": "truncate"})})
+        return make_encoder(config, self.task, self.labels, self.encoder.tokenizer)
+
+
+def host(name: str, run: Run, config: Config, backbone: Backbone) -> Hosted:
+    """Load a run's member, tokenizer and decision; the backbone is only looked at, so it may be computing.
+
+    Raises:
+        RunError, SettingsError, ModelError: weights that are missing or do not fit this backbone.
+    """
+    task = task_of(config)
+    tokenizer = load_tokenizer(config.model, run.folder / TOKENIZER)
+    member = fresh_member(config, task, run.labels, backbone)
+    member.load(run.folder)
+    encoder = make_encoder(config, task, run.labels, tokenizer)
+    return Hosted(name, run, config, task, encoder, member, Calibration.from_json(run.decision))
