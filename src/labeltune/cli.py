@@ -307,8 +307,9 @@ def settings(
     from labeltune.adaptation.settings import Adaptation
     from labeltune.config import describe
     from labeltune.serve.settings import Serving
+    from labeltune.settings import Settings
 
-    others = {"adapt": Adaptation, "serve": Serving}
+    others: dict[str, type[Settings]] = {"adapt": Adaptation, "serve": Serving}
     rows = describe(section) if section not in others else []
     for name, root in others.items():
         rows += describe(name, root) if section in (None, name) else []

@@ -21,7 +21,9 @@ WORDS = "the thin hen on the ring sang in the other inn and then the tin rang ag
 
 def sentences(count: int) -> list[str]:
     """Texts of 2 to 14 words, and one beyond the context."""
-    texts = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(2 + i % 13)) + f" Bob {i}" for i in range(count - 1)]
+    texts = [
+        " ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(2 + i % 13)) + f" Bob {i}" for i in range(count - 1)
+    ]
     return [*texts, " ".join(WORDS * 20)]
 
 
@@ -31,10 +33,15 @@ def runs(small: Path, tiny_folder: Path, finished: Path, tagger: Path, tmp_path_
     folder = tmp_path_factory.mktemp("served")
     sizes = [(f"{' '.join(WORDS[: 2 + i % 5])} {i}", i % 5 / 4) for i in range(24)]
     grades = [(text, ("low", "fair", "high")[round(2 * size)]) for text, size in sizes]
-    several = [{"text": text, "labels": ["big"] * (size > 0.4) + ["odd"] * (i % 2)} for i, (text, size) in enumerate(sizes)]
+    several = [
+        {"text": text, "labels": ["big"] * (size > 0.4) + ["odd"] * (i % 2)} for i, (text, size) in enumerate(sizes)
+    ]
     pairs = [{"one": text, "two": text[::-1], "label": ("no", "yes")[i % 2]} for i, (text, _) in enumerate(sizes)]
     wanted: dict[str, tuple[Any, dict[str, Any]]] = {
-        "multilabel": (several, {"model.pooling": "mean", "model.unmask": "all", "lora.targets": ["q_proj", "up_proj"]}),
+        "multilabel": (
+            several,
+            {"model.pooling": "mean", "model.unmask": "all", "lora.targets": ["q_proj", "up_proj"]},
+        ),
         "regression": ([{"text": t, "label": s} for t, s in sizes], {"model.pooling": "max", "model.depth": 2}),
         "ordinal": (
             [{"text": t, "label": g} for t, g in grades],
@@ -76,7 +83,7 @@ def start() -> Start:
         config, differing = divided({name.replace("__", "."): value for name, value in settings.items()})
         server = Server(named([f"{name}={path}" for name, path in runs.items()]), config, differing, events.append)
         with listen("127.0.0.1", 0) as listener:
-            url = "http://127.0.0.1:{}".format(listener.getsockname()[1])
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             thread = threading.Thread(target=server.run, args=(listener,), daemon=True)
             thread.start()
             with httpx.Client(base_url=url, timeout=60) as client:
