@@ -63,7 +63,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(typed, monkeypatch, tmp_pa
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("fitting.train", "predict.evaluate", "predict.predict_files"):
+    for name in ("fitting.train", "predict.evaluate", "bulk.labelling.predict_files"):
         monkeypatch.setattr(f"labeltune.{name}", interrupt)
     words = {"train": ["x", "--out", tmp_path / "run"], "evaluate": ["run", "--data", "x"], "predict": ["run", "x"]}[
         command

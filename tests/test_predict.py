@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from labeltune import Predictor, evaluate, load, open_run, train
+from labeltune.bulk.labelling import predict_files
 from labeltune.data.datasets import open_dataset
 from labeltune.data.store import Store
 from labeltune.errors import DataError, ModelError, RunError, SettingsError
-from labeltune.predict import predict_files
 
 
 def rows_of(path: Path) -> list[dict[str, object]]:

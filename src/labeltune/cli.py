@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -143,21 +143,35 @@ def evaluate(
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     files: Annotated[list[str], typer.Argument(help="Files with rows or one text per line; - reads standard input.")],
-    to: Annotated[Path | None, typer.Option("--out", help="Write JSONL here (else to standard output).")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file to write, by its suffix JSONL, CSV, TSV or Parquet [JSONL, printed]."),
+    ] = None,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Abstain below this score.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Give every label's probability.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted prediction.")] = False,
+    shard_rows: Annotated[
+        int, typer.Option("--shard-rows", min=1, help="Rows that are kept together: what a kill can lose.")
+    ] = 8192,
     sets: Sets = None,
     on_bad_row: OnBadRow = None,
 ) -> None:
-    """Label new text: the input's fields plus the answer, as JSONL."""
-    from labeltune.predict import predict_files
-
-    def said(sentence: str) -> None:
-        err.print(escape(sentence), highlight=False, soft_wrap=True)
+    """Label new text: the input's fields plus the answer."""
+    from labeltune.bulk.labelling import open_job, predict_files, predict_to
+    from labeltune.errors import SettingsError
+    from labeltune.predict_screen import PredictScreen
+    from labeltune.storage import to_json
 
     settings = _settings(sets, on_bad_row)
-    rows = predict_files(run, files, min_score=min_score, scores=scores, settings=settings, said=said)
-    _write_rows(rows, to)
+    how: dict[str, Any] = dict(min_score=min_score, scores=scores, settings=settings, rows=shard_rows)
+    with PredictScreen(err) as watch:
+        if to is not None:
+            predict_to(to, open_job(run, files, **how), watch=watch, resume=resume)
+            return
+        if resume:
+            raise SettingsError("only a prediction with --out can go on", at="--resume", hint="give --out FILE")
+        for row in predict_files(run, files, watch=watch, **how):
+            sys.stdout.write(to_json(row, sort=False) + "\n")
 
 
 @app.command()
@@ -354,18 +368,6 @@ def _print_json(value: object) -> None:
     from labeltune.storage import to_json
 
     sys.stdout.write(to_json(value, indent=2) + "\n")
-
-
-def _write_rows(rows: Iterator[dict[str, Any]], to: Path | None) -> None:
-    from labeltune.storage import atomic_file, refuse_file, to_json
-
-    if to is None:
-        for row in rows:
-            sys.stdout.write(to_json(row, sort=False) + "\n")
-        return
-    refuse_file(to)
-    with atomic_file(to) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(to_json(row, sort=False) + "\n" for row in rows)
 
 
 def main() -> None:

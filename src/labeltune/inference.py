@@ -26,7 +26,7 @@ from labeltune.model.member import LabelModel
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.tasks import Calibration, Loss, Task
 
-CHUNK = 2048
+CHUNK = 8192
 """Rows that are sorted by length together; what a stream of answers holds in memory."""
 
 TRUNCATE_GOLD = "eval.truncate_gold"

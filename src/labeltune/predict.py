@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice, tee
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from labeltune.answers import answer_fields
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, switches, with_settings
-from labeltune.data.datasets import open_dataset
+from labeltune.data.datasets import SAMPLE, open_dataset
+from labeltune.data.encoding import Encoder
 from labeltune.data.store import Store
+from labeltune.data.streams import open_stream, passing, rows_of
 from labeltune.data.templates import parse
-from labeltune.errors import DataError, SettingsError, nearest
-from labeltune.inference import CHUNK, Labeller
+from labeltune.errors import SettingsError, nearest
+from labeltune.inference import CHUNK, Labeller, Progress, no_progress
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel, merge
-from labeltune.run import BACKBONE, TOKENIZER, Run, finite, open_run, plain_metrics
-from labeltune.schema import Example, Prediction
+from labeltune.portions import Portion, answer, portions
+from labeltune.run import BACKBONE, TOKENIZER, Run, open_run, plain_metrics
+from labeltune.schema import Encoded, Example, Prediction
 from labeltune.settings import known_names
 from labeltune.storage import refuse_file, to_json, write_atomic
 from labeltune.tasks import Calibration
@@ -36,6 +40,7 @@ class Predictor:
     run: Run
     assembly: Assembly
     labeller: Labeller
+    turn: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -43,35 +48,71 @@ class Predictor:
         return self.run.labels.names
 
     def predict(
-        self, texts: str | Sequence[object], *, min_score: float | None = None, scores: bool = False
+        self, texts: str | Iterable[object], *, min_score: float | None = None, scores: bool = False
     ) -> list[Prediction]:
         """Label texts, or rows as dictionaries with the columns of the training data; a row without a text is an error.
 
         A text alone stands in the only field of the run's template; where the template has several, give dictionaries.
         min_score: below it the model abstains (`label` is None). scores: give every label's probability.
+        Threads may call it at once: they take turns.
         """
         items: list[object] = [texts] if isinstance(texts, str) else list(texts)
-        if not items:
-            return []
+        return list(self.stream(items, min_score=min_score, scores=scores))
+
+    async def apredict(
+        self, texts: str | Iterable[object], *, min_score: float | None = None, scores: bool = False
+    ) -> list[Prediction]:
+        """`predict` in a thread of its own, for programs that must not wait: the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.predict, texts, min_score=min_score, scores=scores)
+
+    def stream(
+        self, items: Iterable[object], *, min_score: float | None = None, scores: bool = False
+    ) -> Iterator[Prediction]:
+        """One prediction per item, in order, while the items come; at most `CHUNK` of them are held in memory.
+
+        Items are what `predict` takes, or examples. What the first hundred are settles the columns.
+        """
+        for portion in portions(self.examples(items), self.encoder, CHUNK):
+            yield from self.answer(portion, min_score=min_score, scores=scores)
+
+    def answer(
+        self,
+        portion: Portion,
+        *,
+        min_score: float | None = None,
+        scores: bool = False,
+        progress: Progress = no_progress,
+    ) -> list[Prediction]:
+        """One prediction for each row of a portion. progress: told how many distinct rows a pass has answered."""
+
+        def decide(examples: Sequence[Example], rows: Sequence[Encoded]) -> list[Prediction]:
+            with self.turn:
+                return self.labeller.predict(examples, rows, min_score=min_score, all_scores=scores, progress=progress)
+
+        return answer(portion, self.encoder, decide)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What turns examples into tokens."""
+        return self.assembly.encoder
+
+    def examples(self, items: Iterable[object]) -> Iterator[Example]:
+        """Items as examples, addressed `texts[17]`; examples pass through."""
+        left = iter(items)
+        head = list(islice(left, SAMPLE))
+        if not head:
+            return iter(())
+        both = chain(head, left)
+        if isinstance(head[0], Example):
+            return cast(Iterator[Example], both)
         config = self.run.config.data.model_copy(update={"on_bad_row": "error"})  # an answer for each, or none
         fields = set(parse(config.template).fields) if config.template else set()
         column = fields.pop() if len(fields) == 1 else "text"
-        rows = [{column: item} if isinstance(item, str) else item for item in items]
-        if column == "text" and all(isinstance(item, str) for item in items):
+        if column == "text" and all(isinstance(item, str) for item in head):
             given = {"text": "text"} if config.text or not config.template else {}
             config = config.model_copy(update={"tokens": None, **given})
-        dataset = open_dataset(rows, config, self.run.config.task, labelled=False, name="texts")
-        return list(self.stream(dataset, min_score=min_score, scores=scores))
-
-    def stream(
-        self, examples: Iterable[Example], *, min_score: float | None = None, scores: bool = False
-    ) -> Iterator[Prediction]:
-        """One prediction per example, in order; at most `CHUNK` rows are held in memory."""
-        kept, read = tee(examples)
-        encoded = self.assembly.encoder.encode_many(read)  # one stream, for neighbours may be context
-        while chunk := list(islice(zip(kept, encoded, strict=True), CHUNK)):
-            rows = [row for _, row in chunk]
-            yield from self.labeller.predict([e for e, _ in chunk], rows, min_score=min_score, all_scores=scores)
+        rows = ({column: item} if isinstance(item, str) else item for item in both)
+        return iter(open_stream(passing(rows_of(rows, "texts"), "texts"), config, self.run.config.task))
 
 
 def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Predictor:
@@ -80,7 +121,7 @@ def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Pred
     settings: dotted names that may differ from the training's (`train.device`, `eval.batch_tokens`, `model.dtype`).
     Raises RunError where the folder is incomplete or changed, ModelError where the backbone is not the one it was.
     """
-    return _load(open_run(path), settings or {})
+    return load_run(open_run(path), settings or {})
 
 
 def answering(run: Run, settings: Mapping[str, Any]) -> Config:
@@ -96,7 +137,8 @@ def answering(run: Run, settings: Mapping[str, Any]) -> Config:
     return config
 
 
-def _load(run: Run, settings: Mapping[str, Any]) -> Predictor:
+def load_run(run: Run, settings: Mapping[str, Any]) -> Predictor:
+    """What answers, of a run that is opened already; see `load`."""
     config = answering(run, settings)
     if "train.threads" in settings and config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
@@ -140,7 +182,7 @@ def _allowed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings
 
 
-def _of_new_rows(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def of_new_rows(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The settings of rows that are new to a run: what training passed over, an answer must not without being told."""
     return {"data.on_bad_row": "error", **_allowed(settings or {})}
 
@@ -164,9 +206,10 @@ def evaluate(
     if errors is not None:
         refuse_file(Path(errors))
     opened = open_run(run)
-    config = with_settings(opened.config, _of_new_rows(settings))
-    dataset = open_dataset(data, config.data, config.task, labelled=True, name=_name(data))
-    predictor = _load(opened, settings or {})
+    config = with_settings(opened.config, of_new_rows(settings))
+    name = Path(data).name if isinstance(data, str | Path) else "data"
+    dataset = open_dataset(data, config.data, config.task, labelled=True, name=name)
+    predictor = load_run(opened, settings or {})
     examples, labeller = list(dataset), predictor.labeller
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
     predictions = labeller.predict(examples, rows, all_scores=True)
@@ -183,93 +226,3 @@ def evaluate(
 def _wrong(example: Example, prediction: Prediction) -> dict[str, Any]:
     gold: Any = example.label if example.spans is None else [asdict(span) for span in example.spans]
     return {"id": example.id, "text": example.text, "gold": gold, **answer_fields(prediction)}
-
-
-def answer_fields(prediction: Prediction) -> dict[str, Any]:
-    """The answer as JSON fields: `label`, `score`, `labels`, `scores`, `value`, `spans`; those that the task gives.
-
-    `label` is given as null where the model abstains.
-    """
-    fields = {
-        "score": prediction.score,
-        "labels": None if prediction.labels is None else list(prediction.labels),
-        "scores": None if prediction.scores is None else dict(prediction.scores),
-        "value": prediction.value,
-        "spans": None if prediction.spans is None else [asdict(span) for span in prediction.spans],
-    }
-    given = {name: value for name, value in fields.items() if value is not None}
-    return {"label": prediction.label, **given} if "score" in given else given
-
-
-def in_column(example: Example, prediction: Prediction) -> Prediction:
-    """Spans found in a templated text, counted from the start of the column that the gold spans sit on.
-
-    What was found in the template's other fields has no place in that column and is left out.
-    """
-    if prediction.spans is None or example.body is None:
-        return prediction
-    start, end = example.body
-    inside = (span for span in prediction.spans if start <= span.start and span.end <= end)
-    return replace(prediction, spans=tuple(replace(s, start=s.start - start, end=s.end - start) for s in inside))
-
-
-def with_input(example: Example, prediction: Prediction) -> dict[str, Any]:
-    """The input's fields plus the answer; an input column of the same name is kept as `input_<name>`."""
-    answer = answer_fields(in_column(example, prediction))
-    fields = {f"input_{name}" if name in answer else name: _sayable(cell) for name, cell in example.fields.items()}
-    if prediction.spans is not None and example.text not in example.fields.values():
-        fields.setdefault("text", example.text)  # offsets refer to it
-    return {**fields, **answer}
-
-
-def _sayable(cell: object) -> object:
-    """A cell as JSON can say it: NaN and infinity become null."""
-    if isinstance(cell, float):
-        return finite(cell)
-    if isinstance(cell, list):
-        return [_sayable(part) for part in cell]
-    return {name: _sayable(part) for name, part in cell.items()} if isinstance(cell, Mapping) else cell
-
-
-def predict_files(
-    run: str | Path,
-    files: Sequence[str | Path],
-    *,
-    min_score: float | None = None,
-    scores: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    said: Callable[[str], None] = lambda sentence: None,
-) -> Iterator[dict[str, Any]]:
-    """The rows of all files in order, each with its answer. `-` is standard input: a JSON object or a text a line.
-
-    said: told of rows that could not be used and have no answer (`data.on_bad_row`).
-    """
-    opened = open_run(run)
-    config = with_settings(opened.config, _of_new_rows(settings))
-    sources = [(_standard_input(), "stdin") if str(file) == "-" else (str(file), _name(file)) for file in files]
-    datasets = [open_dataset(source, config.data, config.task, labelled=False, name=name) for source, name in sources]
-    predictor = _load(opened, settings or {})
-    for dataset in datasets:
-        if dataset.bad_rows:
-            said(f"{dataset.source}: {dataset.bad_rows:,} rows could not be used and have no answer")
-        kept, read = tee(dataset)
-        yield from map(with_input, kept, predictor.stream(read, min_score=min_score, scores=scores))
-
-
-def _standard_input() -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        at = f"stdin:{number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            if text.strip():
-                rows.append(json.loads(text) if text.lstrip().startswith("{") else {"text": text})
-        except UnicodeDecodeError as error:
-            raise DataError(f"byte {error.start + 1} is no UTF-8", at=at, hint="convert it to UTF-8") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"this is no JSON ({error})", at=at, hint="a line is a JSON object or a text") from None
-    return rows
-
-
-def _name(data: object) -> str:
-    return Path(data).name if isinstance(data, str | Path) else "data"

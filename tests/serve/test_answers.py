@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import labeltune
-from labeltune.predict import answer_fields
+from labeltune.answers import answer_fields
 
 from .conftest import Running, Start, sentences
 

@@ -218,7 +218,7 @@ class _Loading:
 
     def open(self, source: Source, name: str, *, labelled: bool, strict: bool) -> Dataset:
         """Find the columns, name the ids, and read every row once."""
-        sample = [row.fields for row in _sample(source)]
+        sample = [row.fields for row in first_rows(source)]
         columns = find_columns(sample, self.config, self.kind, labelled=labelled, at=source.name, strict=strict)
         self._check(columns)
         ids, said_ids = self._ids(source, columns) if labelled else (None, ())
@@ -304,7 +304,8 @@ def _numbered(names: Sequence[str]) -> dict[str, str]:
     return {str(number): name for number, name in enumerate(names)}
 
 
-def _sample(source: Source) -> list[Row]:
+def first_rows(source: Source) -> list[Row]:
+    """The readable ones of the first `SAMPLE` rows, to find the columns by; a DataError where there are none."""
     rows = list(islice(source.rows(), SAMPLE))
     if not rows:
         raise DataError("there are no rows", at=source.name, hint="a data file has at least one row")

@@ -150,6 +150,17 @@ class Encoder:
         encoded = self._encode_many(examples)
         return encoded if self.padding is None else self.padding.pad(encoded)
 
+    def encode_between(
+        self, before: Sequence[Example], examples: Sequence[Example], after: Sequence[Example]
+    ) -> list[Encoded]:
+        """`examples` as `encode_many` would encode them in a longer stream, whose neighbouring rows are given.
+
+        `data.context` rows on either side are enough; `data.pad_as_text` wants whole blocks.
+        """
+        stream = self._encode_many([*before, *examples, *after])
+        encoded = islice(stream, len(before), len(before) + len(examples))
+        return list(encoded if self.padding is None else self.padding.pad(encoded))
+
     def _encode_many(self, examples: Iterable[Example]) -> Iterator[Encoded]:
         rows = ((one, self._fitted(one, text)) for one, text in self._tokenised(examples))
         for before, (example, row), after in neighbours(rows, self.config.context):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from labeltune.predict import answer_fields, in_column
+from labeltune.answers import answer_fields, in_column
 from labeltune.schema import Prediction
 from labeltune.serve.desk import Desk
 from labeltune.serve.hosted import Answer, Hosted, Wish

@@ -18,7 +18,7 @@ from labeltune.data.readers.conll import TAGS, find_layout, looks_like_conll, re
 from labeltune.data.readers.folder import article_files, categories, is_livedoor, left_out, read_folder
 from labeltune.data.readers.hub import PREFIX, is_saved, open_hub, open_saved, splits_of
 from labeltune.data.readers.lines import Lines, no_such, open_bytes, read_bytes, uncompressed_name
-from labeltune.data.readers.memory import LABEL, open_memory
+from labeltune.data.readers.memory import LABEL, item_row, open_memory
 from labeltune.data.readers.parquet import parquet_label_names, read_parquet
 from labeltune.data.readers.rows import PART, Row, Source
 from labeltune.data.readers.text import (
@@ -38,7 +38,18 @@ from labeltune.data.readers.text import (
 from labeltune.errors import DataError
 from labeltune.storage import is_there
 
-__all__ = ["PREFIX", "READERS", "SUFFIXES", "Row", "Source", "is_saved", "open_source", "recognise_format", "splits_of"]
+__all__ = [
+    "PREFIX",
+    "READERS",
+    "SUFFIXES",
+    "Row",
+    "Source",
+    "is_saved",
+    "item_row",
+    "open_source",
+    "recognise_format",
+    "splits_of",
+]
 
 Reader = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
 

@@ -31,7 +31,7 @@ def open_memory(data: Any, name: str, split: str | None) -> Source:
     if isinstance(data, tuple) and len(data) == 2 and all(_is_list(part) for part in data):
         return _source(name, _columns({TEXT: data[0], LABEL: data[1]}, name))
     if _is_list(data):
-        return _source(name, lambda: (_row(item, f"{name}[{index}]") for index, item in enumerate(data)))
+        return _source(name, lambda: (item_row(item, f"{name}[{index}]") for index, item in enumerate(data)))
     raise DataError(f"{type(data).__name__} holds no rows that can be read twice", at=name, hint=_WAY_OUT)
 
 
@@ -56,7 +56,8 @@ def _columns(columns: Mapping[str, Sequence[object]], name: str) -> Callable[[],
     return rows
 
 
-def _row(item: object, at: str) -> Row:
+def item_row(item: object, at: str) -> Row:
+    """The row that an item of a list is: a text, a text and its label, or a dictionary; a fault where it is none."""
     if isinstance(item, str):
         return Row(at, {TEXT: plain(item)})
     if isinstance(item, tuple | list) and len(item) == 2:

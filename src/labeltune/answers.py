@@ -1,0 +1,77 @@
+"""Answers as people read them: the input's fields with the answer beside them, JSON's words for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from labeltune.run import finite
+from labeltune.schema import Example, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A row and its answer, both as JSON fields; no name stands in both."""
+
+    fields: dict[str, Any]
+    answer: dict[str, Any]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The input's fields, then the answer's."""
+        return {**self.fields, **self.answer}
+
+
+def answer_fields(prediction: Prediction) -> dict[str, Any]:
+    """The answer as JSON fields: `label`, `score`, `labels`, `scores`, `value`, `spans`; those that the task gives.
+
+    `label` is given as null where the model abstains.
+    """
+    fields = {
+        "score": prediction.score,
+        "labels": None if prediction.labels is None else list(prediction.labels),
+        "scores": None if prediction.scores is None else dict(prediction.scores),
+        "value": prediction.value,
+        "spans": None if prediction.spans is None else [asdict(span) for span in prediction.spans],
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {"label": prediction.label, **given} if "score" in given else given
+
+
+def with_input(example: Example, prediction: Prediction) -> Answered:
+    """The input's fields and the answer; an input column of the same name is kept as `input_<name>`."""
+    answer = answer_fields(in_column(example, prediction))
+    taken = {*answer, *example.fields}
+    fields = {_free(name, taken) if name in answer else name: _sayable(cell) for name, cell in example.fields.items()}
+    if prediction.spans is not None and example.text not in example.fields.values():
+        fields.setdefault("text", example.text)  # offsets refer to it
+    return Answered(fields, answer)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`input_<name>`, and once more where the row has a column of that name too."""
+    while name in taken:
+        name = f"input_{name}"
+    return name
+
+
+def in_column(example: Example, prediction: Prediction) -> Prediction:
+    """Spans found in a templated text, counted from the start of the column that the gold spans sit on.
+
+    What was found in the template's other fields has no place in that column and is left out.
+    """
+    if prediction.spans is None or example.body is None:
+        return prediction
+    start, end = example.body
+    inside = (span for span in prediction.spans if start <= span.start and span.end <= end)
+    return replace(prediction, spans=tuple(replace(s, start=s.start - start, end=s.end - start) for s in inside))
+
+
+def _sayable(cell: object) -> object:
+    """A cell as JSON can say it: NaN and infinity become null."""
+    if isinstance(cell, float):
+        return finite(cell)
+    if isinstance(cell, list):
+        return [_sayable(part) for part in cell]
+    return {name: _sayable(part) for name, part in cell.items()} if isinstance(cell, Mapping) else cell

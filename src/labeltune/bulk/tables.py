@@ -1,0 +1,158 @@
+"""Answered rows as Arrow columns, as Parquet keeps them: input columns by what they hold, answers by what they are.
+
+Scores are float32; `spans` is a list of structs, `scores` a struct with a field for each label. A column whose rows
+hold values of several kinds is written as text: strings as they are, all else as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from labeltune.answers import Answered
+from labeltune.storage import to_json
+
+SPAN = pa.struct(
+    [("start", pa.int32()), ("end", pa.int32()), ("label", pa.string()), ("score", pa.float32()), ("text", pa.string())]
+)
+PLAIN = {
+    "label": pa.string(),
+    "score": pa.float32(),
+    "labels": pa.list_(pa.string()),
+    "value": pa.float64(),
+    "spans": pa.list_(SPAN),
+}
+ANSWERS = b"answers"
+"""Where a table's schema says which of its columns are answers."""
+
+
+def table_of(rows: Sequence[Answered]) -> pa.Table:
+    """The rows of a shard; each column's type is that of its own values."""
+    names = dict.fromkeys(name for row in rows for name in row.fields)
+    answers = dict.fromkeys(name for row in rows for name in row.answer)
+    columns = {name: _column([row.fields.get(name) for row in rows]) for name in names}
+    for name in answers:
+        values = [row.answer.get(name) for row in rows]
+        columns[name] = pa.array(values, _type_of(name, values))
+    return pa.table(columns).replace_schema_metadata({ANSWERS: json.dumps(list(answers))})
+
+
+def _type_of(name: str, values: Sequence[Any]) -> pa.DataType:
+    if name != "scores":
+        return PLAIN[name]
+    labels: Iterable[str] = next((value for value in values if value is not None), {})
+    return pa.struct([(label, pa.float32()) for label in labels])
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        column = pa.array(values)
+    except (ValueError, TypeError, OverflowError):  # of several kinds, a number too large
+        return pa.array(map(_text, values), pa.string())
+    return pa.array(map(_text, values), pa.string()) if _has_nothing(column.type) else column
+
+
+def _has_nothing(kind: pa.DataType) -> bool:
+    """Whether objects without a field are in it, which Parquet cannot write."""
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_nothing(part.type) for part in kind)
+    return bool(pa.types.is_list(kind)) and _has_nothing(kind.value_type)
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else to_json(value, sort=False)
+
+
+# Shards of several types as one table
+
+
+def joined_schema(shards: Callable[[], Iterator[pa.Table]], given: pa.Schema | None) -> pa.Schema:
+    """The schema that all shards' rows have room in: the input's columns, then the answers.
+
+    given: that of the input, where it had one: a column keeps its type there where every value goes back into it.
+    """
+    types: dict[str, pa.DataType] = {}
+    answers: dict[str, pa.DataType] = {}
+    for table in shards():
+        own = json.loads(table.schema.metadata[ANSWERS])
+        for field in table.schema:
+            side = answers if field.name in own else types
+            side[field.name] = _both(side.get(field.name, pa.null()), field.type)
+    wanted = _wanted(types, given)
+    for table in shards() if wanted else ():
+        wanted = {name: kind for name, kind in wanted.items() if _goes(table, name, kind)}
+    return pa.schema(list({**types, **wanted, **answers}.items()))
+
+
+def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """A type for the values of two; text where there is no other."""
+    if one.equals(other):
+        return one
+    schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowTypeError:
+        return pa.string()
+
+
+def _wanted(types: Mapping[str, pa.DataType], given: pa.Schema | None) -> dict[str, pa.DataType]:
+    """The types that columns had in the input, where they are others now."""
+    found: dict[str, pa.DataType] = {}
+    if given is None:
+        return found
+    for name, kind in types.items():
+        own = name
+        while own not in given.names and own.startswith("input_"):
+            own = own.removeprefix("input_")
+        if own in given.names and not given.field(own).type.equals(kind):
+            found[name] = given.field(own).type
+    return found
+
+
+def _goes(table: pa.Table, name: str, kind: pa.DataType) -> bool:
+    if name not in table.schema.names:
+        return True
+    try:
+        _cast(table[name], kind)
+    except (pa.ArrowException, ValueError, TypeError):
+        return False
+    return True
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A shard's rows under the schema of all: absent columns are null, other types are cast or said as text."""
+    columns = [
+        _cast(table[field.name], field.type) if field.name in table.schema.names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type.equals(kind):
+        return column
+    if pa.types.is_string(kind):
+        return pa.chunked_array([pa.array(map(_text, column.to_pylist()), kind)])
+    if pa.types.is_binary(kind) and pa.types.is_struct(column.type):  # as rows say bytes: {"bytes": "00ff"}
+        values = [None if cell is None else bytes.fromhex(cell["bytes"]) for cell in column.to_pylist()]
+        return pa.chunked_array([pa.array(values, kind)])
+    if pa.types.is_struct(kind) or pa.types.is_list(kind):
+        return pa.chunked_array([pa.array(column.to_pylist(), kind)])
+    return column.cast(kind)
+
+
+# Tables as lines
+
+
+def cells(table: pa.Table) -> Iterator[tuple[str | None, ...]]:
+    """The rows as a CSV file has them: lists and structs as JSON, nothing for null."""
+    columns = []
+    for column in table.columns:
+        if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+            columns.append([_text(value) for value in column.to_pylist()])
+        else:
+            columns.append(column.cast(pa.string()).to_pylist())
+    yield from zip(*columns, strict=True)
