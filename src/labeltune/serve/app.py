@@ -10,12 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from labeltune.serve import runs
+from labeltune.serve import classify, huggingface, kserve, runs, tei
 from labeltune.serve.desk import Desk, Gone
 from labeltune.serve.refusals import Refusal, body
 from labeltune.serve.replies import Reply
 
-FORMS = (runs,)
+FORMS = (runs, tei, huggingface, kserve, classify)
 """Each with `router(desk)`."""
 
 
