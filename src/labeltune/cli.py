@@ -207,17 +207,25 @@ def serve(
     runs: Annotated[list[str], typer.Argument(help="Run folders; NAME=FOLDER serves one under another name.")],
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="The port; 0 is any free one.")] = 8080,
+    keys: Annotated[Path | None, typer.Option("--keys", help="A file of API keys [LABELTUNE_KEYS].")] = None,
+    admin_keys: Annotated[
+        Path | None, typer.Option("--admin-keys", help="Keys that may load and unload [LABELTUNE_ADMIN_KEYS].")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Answer over HTTP for any number of runs, those of one backbone on one copy of it; logs are JSON lines."""
+    import os
+
     from labeltune.errors import ModelError
 
     try:
+        from labeltune.serve.keys import Keys
         from labeltune.serve.server import serve as serve_runs
     except ImportError as error:
         hint = 'pip install "labeltune[serve]"'
         raise ModelError(f"{error.name or 'a package'} is not installed", hint=hint) from None
-    serve_runs(runs, host=host, port=port, settings=_settings(sets), tell=_log)
+    held = Keys.gather(os.environ, keys, admin_keys)
+    serve_runs(runs, host=host, port=port, settings=_settings(sets), keys=held, tell=_log)
 
 
 @app.command()

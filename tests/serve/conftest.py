@@ -13,6 +13,7 @@ import pytest
 
 from labeltune import train
 from labeltune.serve.fleet import named
+from labeltune.serve.keys import Keys
 from labeltune.serve.server import Server, divided, listen
 
 QUICK = {"train.lr": 1e-2, "train.epochs": 2, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
@@ -79,9 +80,12 @@ def start() -> Start:
     @contextmanager
     def start(runs: dict[str, Path], **settings: Any) -> Iterator[Running]:
         wait = settings.pop("wait", True)
+        keys = settings.pop("keys", Keys())
         events: list[dict[str, Any]] = []
         config, differing = divided({name.replace("__", "."): value for name, value in settings.items()})
-        server = Server(named([f"{name}={path}" for name, path in runs.items()]), config, differing, events.append)
+        server = Server(
+            named([f"{name}={path}" for name, path in runs.items()]), config, differing, keys, events.append
+        )
         with listen("127.0.0.1", 0) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             thread = threading.Thread(target=server.run, args=(listener,), daemon=True)

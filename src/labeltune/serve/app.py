@@ -10,16 +10,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from labeltune.serve import classify, huggingface, kserve, runs, tei
+from labeltune.serve import classify, huggingface, kserve, page, runs, tei
 from labeltune.serve.desk import Desk, Gone
+from labeltune.serve.measures import CONTENT_TYPE, Measures
 from labeltune.serve.refusals import Refusal, body
 from labeltune.serve.replies import Reply
 
-FORMS = (runs, tei, huggingface, kserve, classify)
+FORMS = (runs, tei, huggingface, kserve, classify, page)
 """Each with `router(desk)`."""
 
 
-def make_app(desk: Desk) -> FastAPI:
+def make_app(desk: Desk, measures: Measures) -> FastAPI:
     """The routes without keys and limits of bodies, which `guard` puts around them."""
     app = FastAPI(
         title="labeltune",
@@ -30,7 +31,7 @@ def make_app(desk: Desk) -> FastAPI:
     )
     for form in FORMS:
         app.include_router(form.router(desk))
-    _watch(app, desk)
+    _watch(app, desk, measures)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -38,7 +39,7 @@ def make_app(desk: Desk) -> FastAPI:
     return app
 
 
-def _watch(app: FastAPI, desk: Desk) -> None:
+def _watch(app: FastAPI, desk: Desk, measures: Measures) -> None:
     @app.get("/health", tags=["health"])
     async def health() -> Reply:
         """Whether the server lives."""
@@ -48,6 +49,11 @@ def _watch(app: FastAPI, desk: Desk) -> None:
     async def ready() -> Reply:
         """Whether it answers; 503 while it is loading or about to stop."""
         return Reply({"status": desk.state}, 200 if desk.state == "ready" else 503)
+
+    @app.get("/metrics", tags=["health"])
+    async def metrics() -> Response:
+        """Counters and histograms for Prometheus."""
+        return Response(measures.render(), media_type=CONTENT_TYPE)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -80,7 +80,7 @@ def router(desk: Desk) -> APIRouter:
         cut = _cut(hosted, asked.truncate_prompt_tokens)
         answers = await desk.answers(request, hosted.name, items, ALL, truncate=cut)
         raw = asked.use_activation is False or asked.activation is False
-        data = [_one(hosted, index, answer, raw) for index, answer in enumerate(answers)]
+        data = [_one(index, answer, raw) for index, answer in enumerate(answers)]
         return Reply(_report(hosted, data, sum(answer.tokens for answer in answers)))
 
     @routes.get("/v1/models", responses=REFUSALS)
@@ -104,8 +104,8 @@ def _cut(hosted: Hosted, tokens: int | None) -> bool:
     return tokens is not None
 
 
-def _one(hosted: Hosted, index: int, answer: Answer, raw: bool) -> dict[str, Any]:
-    names, probs = class_names(hosted), class_scores(hosted, answer, "none" if raw else None)
+def _one(index: int, answer: Answer, raw: bool) -> dict[str, Any]:
+    names, probs = class_names(answer.hosted), class_scores(answer, "none" if raw else None)
     label = answer.prediction.label or names[max(range(len(probs)), key=probs.__getitem__)]
     return {"index": index, "label": label, "probs": probs, "num_classes": len(names)}
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
 
 from labeltune.errors import LabeltuneError
 from labeltune.schema import Encoded, Example
+from labeltune.serve.engine import Departed
 from labeltune.serve.fleet import Fleet
 from labeltune.serve.hosted import Answer, Hosted, Wish
 from labeltune.serve.refusals import Refusal, refusal_of
 from labeltune.serve.settings import ServeConfig
 
+T = TypeVar("T")
+ADMIN_SCOPE = "labeltune.admin"
+"""Where it says whether the request carries an admin's key."""
 NOTES = "labeltune.notes"
 """Where a request's ASGI scope keeps what is to be logged of it."""
 Item = str | Mapping[str, object]
@@ -35,6 +39,7 @@ class Desk:
         self.fleet, self.config = fleet, config
         self.state: Literal["loading", "ready", "draining"] = "loading"
         self.pending = 0
+        self._porter = ThreadPoolExecutor(1, "labeltune-porter")
         self._clerk = ThreadPoolExecutor(1, "labeltune-encoder")  # one: tokenizers are not for two threads at once
 
     async def answers(
@@ -54,13 +59,36 @@ class Desk:
             notes(request)["text"] = list(items)
         self.pending += 1
         try:
-            answers = await self._patiently(request, self._work(hosted, items, wish, truncate))
+            answers = await self._patiently(request, self._work(run, items, wish, truncate))
             notes(request)["tokens"] = sum(answer.tokens for answer in answers)
             return answers
         except LabeltuneError as error:
             raise refusal_of(error) from None
         finally:
             self.pending -= 1
+
+    async def load(self, name: str, folder: str) -> Hosted:
+        """Load a run, or load it anew; others answer in the meantime.
+
+        Raises:
+            Refusal: why it cannot be loaded.
+        """
+        return await self._carry(self.fleet.load, name, folder)
+
+    async def unload(self, name: str) -> None:
+        """Take a run out, once what it was asked is answered.
+
+        Raises:
+            Refusal: there is none of this name.
+        """
+        await self._carry(self.fleet.unload, name)
+
+    async def _carry(self, errand: Callable[..., T], *words: str) -> T:
+        self.refuse_unready()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._porter, errand, *words)
+        except LabeltuneError as error:
+            raise refusal_of(error) from None
 
     def find(self, run: str | None) -> Hosted:
         """The run of this name; without a name the only one.
@@ -86,6 +114,7 @@ class Desk:
     def close(self) -> None:
         """Encode nothing any more."""
         self._clerk.shutdown(cancel_futures=True)
+        self._porter.shutdown(cancel_futures=True)
 
     def _refuse_many(self, items: Sequence[Item]) -> None:
         if not items:
@@ -97,11 +126,16 @@ class Desk:
         if self.pending >= self.config.max_pending:
             raise Refusal(429, "the server is busy; try again in 1 s", {"Retry-After": "1"})
 
-    async def _work(self, hosted: Hosted, items: Sequence[Item], wish: Wish, truncate: bool) -> list[Answer]:
+    async def _work(self, run: str, items: Sequence[Item], wish: Wish, truncate: bool) -> list[Answer]:
         loop = asyncio.get_running_loop()
-        examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
-        engine = self.fleet.engine_of(hosted)
-        return await asyncio.wrap_future(engine.submit(hosted, examples, rows, wish))
+        while True:
+            hosted = self.find(run)
+            examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
+            try:
+                future = self.fleet.engine_of(hosted).submit(hosted, examples, rows, wish)
+            except Departed:  # it was loaded anew meanwhile, or is gone: look again
+                continue
+            return await asyncio.wrap_future(future)
 
     def _encode(self, hosted: Hosted, items: Sequence[Item], truncate: bool) -> tuple[list[Example], list[Encoded]]:
         examples = [hosted.read(item, f"texts[{number}]") for number, item in enumerate(items)]

@@ -43,6 +43,10 @@ class Overloaded(LabeltuneError):
         super().__init__("the server is busy", hint=f"try again in {max(1, round(seconds))} s")
 
 
+class Departed(LabeltuneError):
+    """The run has been taken out, or loaded anew, since it was found."""
+
+
 class NoNumbers(DataError):
     """Logits that are no numbers, for one text."""
 
@@ -108,6 +112,7 @@ class Engine:
     ) -> None:
         self.backbone, self.budget, self.max_wait, self._hear = backbone, budget, max_wait, hear
         self._hosted: list[Hosted] = []
+        self._open: set[int] = set()
         self._leaving: list[tuple[Hosted, Future[None]]] = []
         self._model: LabelModel | None = None
         self._queue: deque[_Ticket] = deque()
@@ -127,12 +132,15 @@ class Engine:
 
         Raises:
             Overloaded: it would wait too long.
+            Departed: the run is not answered for any more.
         """
         tokens = sum(len(row.tokens) for row in rows)
         ticket = _Ticket(hosted, wish, [None] * len(rows), len(rows), tokens)
         pairs = zip(examples, rows, strict=True)
         ticket.waiting.extend(_Text(ticket, place, *pair) for place, pair in enumerate(pairs))
         with self._changed:
+            if id(hosted) not in self._open:
+                raise Departed("the run has been taken out", at=hosted.name)
             wait = self._wait(tokens)
             if wait > self.max_wait or self._stopped:
                 raise Overloaded(wait)
@@ -147,12 +155,16 @@ class Engine:
             with BUSY:
                 check(self.backbone, hosted.member.directions)
             self._rebuild([*self._hosted, hosted])
+            with self._changed:
+                self._open.add(id(hosted))
 
         return self._errand(admit)
 
     def dismiss(self, hosted: Hosted) -> Future[None]:
         """Answer for the run no more, once the requests that it still has are answered."""
         gone: Future[None] = Future()
+        with self._changed:
+            self._open.discard(id(hosted))
         self._errand(lambda: self._leaving.append((hosted, gone)))
         return gone
 

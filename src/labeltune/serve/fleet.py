@@ -17,7 +17,7 @@ from labeltune.errors import RunError, SettingsError, nearest
 from labeltune.model.checkpoints import resolve
 from labeltune.predict import answering
 from labeltune.run import Run, open_run
-from labeltune.serve.engine import BUSY, Engine, Pass
+from labeltune.serve.engine import BUSY, Departed, Engine, Pass
 from labeltune.serve.hosted import Hosted, host
 from labeltune.serve.settings import ServeConfig
 from labeltune.training.trainer import MICRO_TOKENS
@@ -121,11 +121,11 @@ class Fleet:
         """Where a run is answered for.
 
         Raises:
-            Unknown: it has left in the meantime.
+            Departed: it has been taken out, or loaded anew, in the meantime.
         """
-        place = self._place(hosted.name)
-        if place.hosted is not hosted:
-            raise self._unknown(hosted.name)
+        place = self._places.get(hosted.name)
+        if place is None or place.hosted is not hosted:
+            raise Departed("the run has been taken out", at=hosted.name)
         return place.engine
 
     def load_all(self, runs: Sequence[Named]) -> None:

@@ -38,8 +38,9 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model says of one row, `example` as it was read; logits: float32 (S, L) of its targets."""
+    """What a run says of one row, `example` as it was read; logits: float32 (S, L) of its targets."""
 
+    hosted: Hosted
     example: Example
     prediction: Prediction
     logits: np.ndarray
@@ -109,7 +110,7 @@ class Hosted:
         )
         bounds = np.searchsorted(document_S, np.arange(len(examples) + 1))
         places = zip(examples, said, bounds, bounds[1:], rows, strict=False)
-        return [Answer(e, p, logits_SL[first:last], len(row.tokens)) for e, p, first, last, row in places]
+        return [Answer(self, e, p, logits_SL[first:last], len(row.tokens)) for e, p, first, last, row in places]
 
     @cached_property
     def _data(self) -> DataConfig:

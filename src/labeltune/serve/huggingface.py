@@ -64,13 +64,12 @@ def router(desk: Desk) -> APIRouter:
     async def infer(name: str, asked: Asked, request: Request) -> Reply:
         """`text-classification`: a list of labels for each text. `token-classification`: the entities."""
         hosted, parameters = desk.find(name), asked.parameters or Parameters()
-        tagger = hosted.task.targets == "units"
-        if tagger and parameters.aggregation_strategy == "none":
+        if hosted.task.targets == "units" and parameters.aggregation_strategy == "none":
             raise Refusal(422, "the run decides on whole entities: leave aggregation_strategy out")
         items = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         answers = await desk.answers(request, name, items, ALL)
-        if not tagger:
-            return Reply([ranked(hosted, one, parameters.function_to_apply)[: parameters.top_k] for one in answers])
+        if answers[0].hosted.task.targets != "units":
+            return Reply([ranked(one, parameters.function_to_apply)[: parameters.top_k] for one in answers])
         entities = [_entities(answer, parameters) for answer in answers]
         return Reply(entities[0] if isinstance(asked.inputs, str) else entities)
 

@@ -90,7 +90,7 @@ def router(desk: Desk) -> APIRouter:
         items = _items(hosted, asked, behind)
         wish = Wish(asked.parameters.min_score if asked.parameters else None, True)
         answers = await desk.answers(request, name, items, wish)
-        return _reply(hosted, asked, _outputs(hosted, answers))
+        return _reply(hosted, asked, _outputs(answers[0].hosted, answers))
 
     return routes
 

@@ -6,13 +6,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from labeltune.answers import answer_fields, in_column
 from labeltune.schema import Prediction
-from labeltune.serve.desk import Desk
-from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.serve.desk import ADMIN_SCOPE, Desk
+from labeltune.serve.hosted import TEXT, Answer, Hosted, Wish
 from labeltune.serve.refusals import Refusal
-from labeltune.serve.replies import REFUSALS, Reply
+from labeltune.serve.replies import REFUSALS, Refused, Reply
+
+ADMIN: dict[int | str, dict[str, Any]] = {403: {"model": Refused, "description": "not an admin's key"}}
 
 
 class Asked(BaseModel):
@@ -65,11 +68,19 @@ class About(BaseModel):
     labels: list[str]
     fields: list[str]
     """What a row holds; a run with one field takes plain texts."""
+    column: str
+    """Where the training data had the text."""
     backbone: str
     max_tokens: int
     """Of one window."""
     long: str
     """What becomes of longer text: `window`, `truncate` or `error`."""
+
+
+class Loaded(BaseModel):
+    """Where a run lies on the server's machine."""
+
+    folder: str
 
 
 class Listed(BaseModel):
@@ -99,7 +110,25 @@ def router(desk: Desk) -> APIRouter:
         answers = await desk.answers(request, name, _items(asked), wish)
         return Reply({"predictions": [said(answer) for answer in answers]})
 
+    @routes.put("/runs/{name}", response_model=About, responses=ADMIN)
+    async def load(name: str, asked: Loaded, request: Request) -> Reply:
+        """Load a run folder under this name, or load it anew; what it was asked before is answered by the old one."""
+        _refuse_others(request)
+        return Reply(about(await desk.load(name, asked.folder)))
+
+    @routes.delete("/runs/{name}", status_code=204, responses=ADMIN)
+    async def unload(name: str, request: Request) -> Response:
+        """Take a run out, once what it was asked is answered."""
+        _refuse_others(request)
+        await desk.unload(name)
+        return Response(status_code=204)
+
     return routes
+
+
+def _refuse_others(request: Request) -> None:
+    if not request.scope.get(ADMIN_SCOPE):
+        raise Refusal(403, "runs are loaded and unloaded with an admin's key alone")
 
 
 def about(hosted: Hosted) -> dict[str, Any]:
@@ -110,6 +139,7 @@ def about(hosted: Hosted) -> dict[str, Any]:
         "task": hosted.config.task,
         "labels": list(hosted.labels.names),
         "fields": list(hosted.fields),
+        "column": data.text or TEXT,
         "backbone": str(hosted.config.model.name).rstrip("/").rpartition("/")[2],
         "max_tokens": hosted.encoder.max_tokens,
         "long": data.long,

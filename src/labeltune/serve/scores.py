@@ -29,30 +29,30 @@ def class_names(hosted: Hosted) -> list[str]:
     return [VALUE] if hosted.config.task == "regression" else list(hosted.labels.names)
 
 
-def class_scores(hosted: Hosted, answer: Answer, apply: Apply | None = None) -> list[float]:
+def class_scores(answer: Answer, apply: Apply | None = None) -> list[float]:
     """A number for each of `class_names`: probabilities as the run gives them, or a function of its logits.
 
     Raises:
         Refusal: the run's logits do not stand for labels one by one.
     """
     if apply is not None:
-        return _applied(hosted, answer, apply)
+        return _applied(answer, apply)
     said = answer.prediction
     if said.scores is not None:
-        return [said.scores[name] for name in hosted.labels.names]
+        return [said.scores[name] for name in answer.hosted.labels.names]
     return [said.value or 0.0]
 
 
-def _applied(hosted: Hosted, answer: Answer, apply: Apply) -> list[float]:
+def _applied(answer: Answer, apply: Apply) -> list[float]:
     logits_L: np.ndarray = answer.logits[0]
-    if len(logits_L) != len(class_names(hosted)):
-        raise Refusal(422, f"the logits of {hosted.name!r} are thresholds, not one for each label")
+    if len(logits_L) != len(class_names(answer.hosted)):
+        raise Refusal(422, f"the logits of {answer.hosted.name!r} are thresholds, not one for each label")
     if apply != "none":
         logits_L = softmax(logits_L) if apply == "softmax" else expit(logits_L)
     return [float(logit) for logit in logits_L]
 
 
-def ranked(hosted: Hosted, answer: Answer, apply: Apply | None = None) -> list[dict[str, object]]:
+def ranked(answer: Answer, apply: Apply | None = None) -> list[dict[str, object]]:
     """`{"label": …, "score": …}`, the highest score first."""
-    pairs = zip(class_names(hosted), class_scores(hosted, answer, apply), strict=True)
+    pairs = zip(class_names(answer.hosted), class_scores(answer, apply), strict=True)
     return [{"label": label, "score": score} for label, score in sorted(pairs, key=lambda pair: -pair[1])]

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from labeltune.config import put
 from labeltune.errors import SettingsError
 from labeltune.run import open_run
 from labeltune.serve.app import make_app
+from labeltune.serve.connections import patient
 from labeltune.serve.desk import Desk
 from labeltune.serve.fleet import Fleet, Named, named
+from labeltune.serve.guard import Guard, Tell
+from labeltune.serve.keys import Keys
+from labeltune.serve.measures import Measures
 from labeltune.serve.settings import ServeConfig, Serving
 from labeltune.settings import build
 
-Tell = Callable[[Mapping[str, object]], None]
-"""Told of each event: what is logged, as JSON fields."""
 TICK = 0.05
 """Seconds between two looks at whether all requests have ended."""
 
@@ -32,12 +38,13 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     settings: Mapping[str, Any] | None = None,
+    keys: Keys = Keys(),  # noqa: B008  # frozen
     tell: Tell = lambda event: None,
 ) -> None:
     """Serve runs until SIGTERM or SIGINT; then requests under way are answered, new ones refused.
 
     runs: folders, or `NAME=FOLDER`. settings: by dotted name, the server's (`serve.max_wait`) and those that may differ
-    from the runs' own (`train.device`, `model.dtype`).
+    from the runs' own (`train.device`, `model.dtype`). tell: told of each event, in the server's threads.
 
     Raises:
         RunError, ModelError, SettingsError: a run that cannot be loaded, a port that is taken.
@@ -46,8 +53,8 @@ def serve(
     chosen = named(runs)
     for one in chosen:
         open_run(one.folder)  # a fault that is seen at once ends the command at once
-    with listen(host, port) as listener:
-        Server(chosen, config, differing, tell).run(listener)
+    with listen(host, port) as listener, _heard(tell):
+        Server(chosen, config, differing, keys, tell).run(listener)
 
 
 def divided(settings: Mapping[str, Any]) -> tuple[ServeConfig, dict[str, Any]]:
@@ -77,10 +84,14 @@ def listen(host: str, port: int) -> socket.socket:
 class Server:
     """One process that serves: the application on uvicorn, and a thread that loads the runs."""
 
-    def __init__(self, runs: Sequence[Named], config: ServeConfig, settings: Mapping[str, Any], tell: Tell) -> None:
-        self.runs, self.config, self.tell = runs, config, tell
-        self.fleet = Fleet(config, settings)
+    def __init__(
+        self, runs: Sequence[Named], config: ServeConfig, settings: Mapping[str, Any], keys: Keys, tell: Tell
+    ) -> None:
+        self.runs, self.config, self.keys, self.tell = runs, config, keys, tell
+        self.measures = Measures()
+        self.fleet = Fleet(config, settings, self.measures.passed)
         self.desk = Desk(self.fleet, config)
+        self.measures.watch(self.desk)
         self._failed: Exception | None = None
 
     def run(self, listener: socket.socket) -> None:
@@ -91,7 +102,8 @@ class Server:
         """
         http = _Http(
             uvicorn.Config(
-                make_app(self.desk),
+                self._app(),
+                http=patient(self.config.body_timeout, self.config.max_connections),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -112,6 +124,13 @@ class Server:
         if self._failed is not None:
             raise self._failed
 
+    def _app(self) -> ASGIApp:
+        guard = Guard(make_app(self.desk, self.measures), self.config, self.keys, self.measures, self.tell)
+        if not self.config.cors:
+            return guard
+        words = ["Authorization", "Content-Type", "X-API-Key"]
+        return CORSMiddleware(guard, allow_origins=self.config.cors, allow_methods=["GET", "POST"], allow_headers=words)
+
     def _load(self, http: _Http) -> None:
         try:
             self.fleet.load_all(self.runs)
@@ -122,6 +141,32 @@ class Server:
         if self.desk.state == "loading":
             self.desk.state = "ready"
         self.tell({"event": "ready", "runs": [hosted.name for hosted in self.fleet.hosted]})
+
+
+class _Teller(logging.Handler):
+    """Passes what uvicorn logs on as events; a traceback stays whole, for it is of a bug."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One event."""
+        event = {"event": "log", "level": record.levelname.lower(), "message": record.getMessage()}
+        self._tell(event | ({"traceback": self.format(record)} if record.exc_info else {}))
+
+
+@contextmanager
+def _heard(tell: Tell) -> Iterator[None]:
+    logger, handler = logging.getLogger("uvicorn"), _Teller(tell)
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 class _Http(uvicorn.Server):

@@ -73,7 +73,7 @@ async def _predict(desk: Desk, request: Request, hosted: Hosted, asked: Asked) -
     sequences: Any = asked.inputs if batch else [asked.inputs]
     items = [_item(hosted, one) for one in sequences]
     answers = await desk.answers(request, hosted.name, items, ALL, truncate=bool(asked.truncate))
-    found = [ranked(hosted, answer, "none" if asked.raw_scores else None) for answer in answers]
+    found = [ranked(answer, "none" if asked.raw_scores else None) for answer in answers]
     return found if batch else found[0]
 
 
