@@ -19,6 +19,7 @@ from labeltune.cli import app
 from labeltune.config import describe
 from labeltune.metrics import METRICS
 from labeltune.serve.settings import Serving
+from labeltune.sweeps.settings import SweepFile
 from labeltune.tasks import TASKS
 
 REFERENCE = Path(__file__).parent / "reference.md"
@@ -27,7 +28,11 @@ REFERENCE = Path(__file__).parent / "reference.md"
 def settings() -> Iterator[str]:
     """A table of every setting."""
     yield from ("| setting | type | default | meaning |", "|---|---|---|---|")
-    for name, kind, default, meaning in [*describe(), *describe("adapt", Adaptation), *describe("serve", Serving)]:
+    others = {"adapt": Adaptation, "serve": Serving, "sweep": SweepFile}
+    for name, kind, default, meaning in [
+        *describe(),
+        *(row for n, root in others.items() for row in describe(n, root)),
+    ]:
         yield f"| `{name}` | {_cell(kind)} | {f'`{_cell(default)}`' if default else ''} | {_cell(meaning)} |"
 
 

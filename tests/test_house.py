@@ -16,7 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 HEAVY = {"torch", "transformers", "peft", "sklearn", "scipy", "pyarrow", "matplotlib", "numpy", "pydantic"}
-LAZY = {"datasets", "onnxruntime", "onnxscript", "openvino", "peft"}  # docs/dependencies.md says where and why
+LAZY = {
+    "datasets",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "optuna",
+    "peft",
+    "ray",
+}  # docs/dependencies.md says where and why
 
 
 def name_of(path: Path) -> str:

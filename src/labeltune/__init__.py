@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from labeltune.schema import Prediction as Prediction
     from labeltune.schema import Span as Span
     from labeltune.schema import SpanPrediction as SpanPrediction
+    from labeltune.sweeps.sweeping import Sweep as Sweep
+    from labeltune.sweeps.sweeping import sweep as sweep
 
 _HOMES = {
     "Config": "config",
@@ -46,12 +48,14 @@ _HOMES = {
     "SettingsError": "errors",
     "Span": "schema",
     "SpanPrediction": "schema",
+    "Sweep": "sweeps.sweeping",
     "adapt": "adaptation.adapt",
     "draft_recipe": "recipe",
     "evaluate": "predict",
     "inspect": "inspection",
     "load": "predict",
     "open_run": "run",
+    "sweep": "sweeps.sweeping",
     "train": "fitting",
 }
 

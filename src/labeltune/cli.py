@@ -321,8 +321,46 @@ def adapt(
 
 
 @app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="A SWEEP.toml: settings, and what varies.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the trials and tables.")] = ...,  # type: ignore[assignment]  # required
+    sets: Sets = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="local, or ray (a cluster).")] = None,
+    columns: Annotated[
+        str, typer.Option("--columns", help="labeltune, or hpprc (llm-lora-classification's).")
+    ] = "labeltune",
+    test_all: Annotated[bool, typer.Option("--test-all", help="Score every trial on test, for studies.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train every combination of settings, side by side on one backbone; choose by dev; write tables."""
+    from labeltune.storage import read_json
+    from labeltune.sweep_screen import SweepScreen, show_sweep
+    from labeltune.sweeps.sweeping import DONE
+    from labeltune.sweeps.sweeping import sweep as run_sweep
+
+    with SweepScreen(err, quiet=json_) as screen:
+        done = run_sweep(
+            file,
+            out=folder,
+            settings=_settings(sets),
+            engine=engine,
+            columns=columns,
+            test_all=test_all,
+            resume=resume,
+            listen=screen.see,
+        )
+    if json_:
+        _print_json(read_json(folder / DONE))
+    else:
+        show_sweep(done, out)
+
+
+@app.command()
 def settings(
-    section: Annotated[str | None, typer.Argument(help="data, model, lora, head, train, eval, adapt or serve.")] = None,
+    section: Annotated[
+        str | None, typer.Argument(help="data, model, lora, head, train, eval, adapt, serve or sweep.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Every setting: name, type, default, meaning."""
@@ -330,8 +368,9 @@ def settings(
     from labeltune.config import describe
     from labeltune.serve.settings import Serving
     from labeltune.settings import Settings
+    from labeltune.sweeps.settings import SweepFile
 
-    others: dict[str, type[Settings]] = {"adapt": Adaptation, "serve": Serving}
+    others: dict[str, type[Settings]] = {"adapt": Adaptation, "serve": Serving, "sweep": SweepFile}
     rows = describe(section) if section not in others else []
     for name, root in others.items():
         rows += describe(name, root) if section in (None, name) else []

@@ -57,14 +57,14 @@ def read_toml(path: Path) -> Tree:
         section, key = name.split(".")
         values = tree.get(section)
         if isinstance(values, dict) and key in values:
-            values[key] = _beside(path.parent, values[key])
+            values[key] = beside(path.parent, values[key])
     return tree
 
 
-def _beside(folder: Path, value: Any) -> Any:
-    """A relative path that exists beside the file, made absolute; anything else (a hub id, a fraction) as it is."""
+def beside(folder: Path, value: Any) -> Any:
+    """A relative path that exists in `folder`, made absolute; anything else (a hub id, a fraction) as it is."""
     if isinstance(value, dict):
-        return {name: _beside(folder, part) for name, part in value.items()}
+        return {name: beside(folder, part) for name, part in value.items()}
     if isinstance(value, str) and not Path(value).is_absolute() and is_there(folder / value):
         return str((folder / value).resolve())
     return value
@@ -107,7 +107,7 @@ def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings:
         tree = read_toml(Path(base)) if base else {}
         make(tree, at=str(base or ""))
     for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
-        put(tree, name, _beside(Path.cwd(), value) if name in PATHS else value)
+        put(tree, name, beside(Path.cwd(), value) if name in PATHS else value)
     return make(tree)
 
 
@@ -122,13 +122,16 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
 
 def switches(config: Config) -> tuple[str, ...]:
     """The settings of published protocols that are on, in the order of SWITCHES."""
-    values, plain = ({name: _get(one, name) for name in SWITCHES} for one in (config, Config()))
+    values, plain = ({name: get(one, name) for name in SWITCHES} for one in (config, Config()))
     return tuple(name for name in SWITCHES if values[name] != plain[name])
 
 
-def _get(config: Config, name: str) -> Any:
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
+def get(config: Config, name: str) -> Any:
+    """The value of a dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def to_toml(config: Config) -> str:

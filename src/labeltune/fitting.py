@@ -23,24 +23,23 @@ from labeltune.errors import RunError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.folder import asked_before, claimed, is_finished
 from labeltune.interrupt import Interrupted, Stop, graceful
-from labeltune.job import CHECKPOINT, Job, begin, follow, prepare, save_checkpoint, score, train_figures, write
+from labeltune.job import (
+    CHECKPOINT,
+    FAILURES,
+    Job,
+    begin,
+    follow,
+    prepare,
+    save_checkpoint,
+    score,
+    train_figures,
+    write,
+)
 from labeltune.ledger import Ledger
 from labeltune.run import WORK, Run, open_run, refuse_existing
 from labeltune.tasks import Calibration
 from labeltune.training.trainer import Group
 from labeltune.training.trainer import train as steps
-
-FAILURES = {
-    "diverged": (
-        "the loss is no longer finite after step {:,}",
-        "train into a new folder with a lower train.lr than {:g}",
-    ),
-    "out of memory": (
-        "a single row needs more memory than there is, after step {:,}",
-        "lower data.max_tokens, set model.checkpointing = 'on', or choose a smaller backbone",
-    ),
-}
-"""By a trial's status: why nothing is left of it, and the way out."""
 
 
 def train(

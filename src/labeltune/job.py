@@ -49,6 +49,17 @@ from labeltune.training.meter import Meter
 from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
 
 CHECKPOINT = "checkpoint.safetensors"
+FAILURES = {
+    "diverged": (
+        "the loss is no longer finite after step {:,}",
+        "train into a new folder with a lower train.lr than {:g}",
+    ),
+    "out of memory": (
+        "a single row needs more memory than there is, after step {:,}",
+        "lower data.max_tokens, set model.checkpointing = 'on', or choose a smaller backbone",
+    ),
+}
+"""By a trial's status: why nothing is left of it, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,12 @@ def prepare(
     listen: Listener,
     *,
     given: Given = (None, None, None),
-    depth: int | None = None,
+    whole: bool = False,
     fresh: bool = True,
 ) -> Job:
     """Load, check and encode everything; nothing is trained yet, and bad input stops here.
 
-    depth: blocks of the shared backbone [those that the settings ask for]. fresh: no checkpoint will be taken up.
+    whole: share a backbone with all its blocks, for others read deeper ones. fresh: no checkpoint will be taken up.
     """
     loaded, said = bench.open(config, given)
     for sentence in said:
@@ -96,7 +107,7 @@ def prepare(
     config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
     task = task_of(config)
     labels = task.label_set(loaded.train, config.data)
-    backbone = bench.backbone(config, config.model.depth if depth is None else depth)
+    backbone = bench.backbone(config, None if whole else config.model.depth)
     assembly = assemble(config, labels, bench.tokenizer(config), backbone)
     listen(Checked(assembly.selfcheck))
     if warning := untested(backbone.device):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from labeltune.data.datasets import load
 from labeltune.data.settings import DataConfig
-from labeltune.errors import DataError
+from labeltune.errors import DataError, SettingsError
 
 
 def held_out(rows, dev=0.2, task=None, seed=42, **settings):
@@ -104,3 +104,26 @@ def test_fractions_must_leave_something():
 def test_the_addresses_of_what_is_held_out_are_kept():
     loaded = load(DataConfig(dev=0.2, test=0.1), None, data=classes(a=20, b=20))
     assert loaded.split_ids == {name: [e.id for e in getattr(loaded, name)] for name in ("dev", "test")}
+
+
+@pytest.mark.parametrize("test", [None, 0.2])
+def test_folds_are_disjoint_and_together_all_that_the_test_split_leaves(test):
+    rows = classes(a=30, b=20)
+    parts = [held_out(rows, fold=f"{k}/5", test=test) for k in range(1, 6)]
+    devs = [text for part in parts for text in part["dev"]]
+    sealed = parts[0].get("test", [])
+    assert sorted(devs + sealed) == sorted(row["text"] for row in rows)
+    for part in parts:
+        assert part.get("test", []) == sealed and not set(part["train"]) & set(part["dev"])
+        assert {text[0] for text in part["dev"]} == {"a", "b"}
+
+
+def test_the_seed_of_the_split_may_be_another_than_the_training_s():
+    rows = classes(a=30, b=20)
+    assert held_out(rows, seed=1, split_seed=7) == held_out(rows, seed=2, split_seed=7) == held_out(rows, seed=7)
+
+
+@pytest.mark.parametrize("fold", ["6/5", "1/1"])
+def test_a_fold_that_is_no_part_is_told(fold):
+    with pytest.raises(SettingsError, match="is no part of a whole"):
+        held_out(classes(a=30), fold=fold)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,7 @@ from labeltune.data.examples import Reading
 from labeltune.data.naming import resolve
 from labeltune.data.readers import PREFIX, Row, Source, is_saved, open_source
 from labeltune.data.settings import DataConfig
-from labeltune.data.splits import hold_out
+from labeltune.data.splits import fold_share, hold_out, hold_out_fold
 from labeltune.data.survey import Quarantine, Survey, survey
 from labeltune.errors import DataError, SettingsError
 from labeltune.keys import Key
@@ -194,12 +194,14 @@ class _Loading:
         self._base, self._quarantine, self._ledger = base, quarantine, ledger
 
     def load(self, given: Mapping[str, Any], seed: int) -> Loaded:
+        if self.config.fold is not None:
+            given = {**given, "dev": fold_share(self.config.fold)}
         fractions = {name: share for name in ("test", "dev") if isinstance(share := given[name], float)}
         whole = self.open(self.source(given["train"], "train"), "train", labelled=True, strict=True)
         self._adopt(whole)
         if "test" in fractions:
             self._note("splitting", whole.source)
-        splits = self._split(whole, fractions, seed)
+        splits = self._split(whole, fractions, seed if self.config.split_seed is None else self.config.split_seed)
         for name in ("dev", "test"):
             if name not in fractions and given[name] is not None:
                 splits[name] = self._open_beside(given[name], given["train"], name)
@@ -290,7 +292,8 @@ class _Loading:
         if not fractions:
             return {"train": whole}
         strict = self.kind in (LABEL, ORDERED)
-        parts = hold_out(whole.survey, fractions, Key.of(seed), strict=strict, at=whole.source)
+        draw = hold_out if self.config.fold is None else partial(hold_out_fold, fold=self.config.fold)
+        parts = draw(whole.survey, fractions, Key.of(seed), strict=strict, at=whole.source)
         rest = ~np.logical_or.reduce(list(parts.values()))
         for name, rows in parts.items():
             how = "by label" if self.kind != NUMBER else "by the size of the number"

@@ -23,6 +23,10 @@ class DataConfig(Settings):
     """Dev rows: a file, a hub split, or the fraction of the training rows to hold out (stratified, seeded)."""
     test: str | dict[str, str] | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Test rows: a file, a hub split, or a fraction held out like dev; opened only for the final evaluation."""
+    fold: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = None
+    """`2/5`: dev is the second of five parts of the training rows (stratified, seeded), in place of `data.dev`."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of what is held out [= train.seed]."""
     columns: tuple[str, ...] | None = None
     """Column names of a file without header (CSV, TSV, CoNLL columns)."""
     group: str | None = None

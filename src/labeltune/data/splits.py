@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from labeltune.data.survey import Survey
-from labeltune.errors import DataError
+from labeltune.errors import DataError, SettingsError
 from labeltune.keys import Key, permutation
 
 BINS = 10
@@ -47,6 +47,32 @@ def hold_out(
     return parts
 
 
+def fold_share(fold: str) -> float:
+    """`2/5` is a fifth of the rows.
+
+    Raises:
+        SettingsError: there is no such part.
+    """
+    number, of = map(int, fold.split("/"))
+    if not number <= of > 1:
+        raise SettingsError(
+            f"{fold!r} is no part of a whole", at="data.fold", hint="for example 2/5: the second of five"
+        )
+    return 1 / of
+
+
+def hold_out_fold(
+    survey: Survey, fractions: Mapping[str, float], key: Key, *, strict: bool, at: str, fold: str
+) -> dict[str, np.ndarray]:
+    """As `hold_out`, but dev is part k of n disjoint parts, which together are all that a test split leaves."""
+    number, of = map(int, fold.split("/"))
+    test = {name: share for name, share in fractions.items() if name != "dev"}
+    share = (1 - sum(test.values())) / of
+    parts = hold_out(survey, test | {f"fold {n}": share for n in range(1, of)}, key, strict=strict, at=at)
+    last = ~np.logical_or.reduce(list(parts.values()))
+    return {name: parts[name] for name in test} | {"dev": parts.get(f"fold {number}", last)}
+
+
 def _refuse_empty(parts: Mapping[str, np.ndarray], strata: np.ndarray, names: Sequence[str], at: str) -> None:
     for part, rows in parts.items():
         empty = np.flatnonzero(np.bincount(strata[rows], minlength=len(names)) == 0)
@@ -54,7 +80,7 @@ def _refuse_empty(parts: Mapping[str, np.ndarray], strata: np.ndarray, names: Se
             told = ", ".join(repr(names[label]) for label in empty[:5])
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
             message = f"the fraction would leave {part} without the label {told}{more} (rows of one text stay together)"
-            hint = f"give data.{part if part != 'train' else 'dev'} as a file, add rows of the label, or remove it"
+            hint = f"give data.{part if part == 'test' else 'dev'} as a file, add rows of the label, or remove it"
             raise DataError(message, at=at, hint=hint)
 
 

@@ -303,7 +303,7 @@ def _fits(model: LabelModel, turns: Sequence[_Turn], active: Collection[int]) ->
     try:
         _pass(model, turns, active)
     except (RuntimeError, MemoryError) as error:
-        if not _memory_ran_out(error):
+        if not memory_ran_out(error):
             raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -311,7 +311,7 @@ def _fits(model: LabelModel, turns: Sequence[_Turn], active: Collection[int]) ->
     return True
 
 
-def _memory_ran_out(error: Exception) -> bool:
+def memory_ran_out(error: Exception) -> bool:
     """CUDA has an error of its own for it; the CPU's allocator and NumPy say it in words."""
     said = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in NO_MEMORY)

@@ -1,0 +1,221 @@
+"""From points to results: all at once, in rungs that leave the worse ones behind, or as Optuna asks for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labeltune.config import Config
+from labeltune.errors import ModelError, SettingsError
+from labeltune.facts import Listener
+from labeltune.keys import Key
+from labeltune.run import WORK
+from labeltune.storage import read_json, write_json
+from labeltune.sweeps.axes import Grid, Point, Range, all_points, random_points
+from labeltune.sweeps.engines import Engine
+from labeltune.sweeps.facts import Pruned
+from labeltune.sweeps.pack import PAUSED, Pack, journal_path
+from labeltune.sweeps.settings import SweepConfig
+from labeltune.sweeps.trials import PRUNED, SCORED, Result, Spec, company, read_result, repeats, specs_of, write_result
+
+TRIALS_OF_A_SEARCH = 20
+"""Points of a random or TPE search where the budget names none."""
+
+Better = Callable[[float, float], bool]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What decides the trials of a sweep. metric: of dev; higher: whether more of it is better."""
+
+    folder: Path
+    base: Config
+    sweep: SweepConfig
+    grids: Sequence[Grid]
+    engine: Engine
+    listen: Listener
+    metric: str
+    higher: bool
+
+    def count(self) -> int | None:
+        """Points that the budget allows; None where it says nothing."""
+        budget, epochs = self.sweep.budget, self.base.train.epochs
+        allowed = [] if budget.trials is None else [budget.trials]
+        if budget.epochs is not None:
+            allowed.append(max(1, int(budget.epochs / (epochs * repeats(self.sweep)))))
+        return min(allowed) if allowed else None
+
+    def points(self) -> tuple[list[Point], int]:
+        """The points of a grid or a random search, and how many combinations occurred again."""
+        if self.sweep.search == "random":
+            return random_points(self.grids, self.base, self.count() or TRIALS_OF_A_SEARCH), 0
+        points, twice = all_points(self.grids, self.base)
+        return points[: self.count()], twice
+
+    def run(self, points: Sequence[Point]) -> list[Spec]:
+        """Run all trials of fixed points; the trials."""
+        specs = specs_of(points, self.base, self.sweep)
+        self._train(specs)
+        return specs
+
+    def _train(self, specs: Sequence[Spec], stage: str = "") -> None:
+        rungs = self.sweep.halving.rungs if self.sweep.halving else ()
+        going = list(specs)
+        for leg, until in enumerate((*sorted(rungs), None)):
+            self.engine.run(self._packs(going, f"{stage}leg{leg}", leg, until))
+            if until is not None:
+                going = self._better(going, leg, until)
+
+    def _packs(self, specs: Sequence[Spec], name: str, leg: int, until: int | None) -> list[Pack]:
+        """A pack for each backbone and worker, but for those that ended before."""
+        together: dict[Any, list[Spec]] = {}
+        for spec in specs:
+            together.setdefault(company(spec), []).append(spec)
+        packs = []
+        for number, members in enumerate(together.values()):
+            groups = min(self.engine.groups, len(members))
+            for part in range(groups):
+                chosen = tuple(members[part::groups])
+                label = f"{name}-{number}" + (f"-{part}" if groups > 1 else "")
+                packs.append(Pack(label, chosen, leg, until, self.sweep.together))
+        return [pack for pack in packs if not self._is_over(pack)]
+
+    def _is_over(self, pack: Pack) -> bool:
+        """Whether a finished sweep is only looked at again: its journals are gone, and its trials have ended."""
+        if journal_path(self.folder, pack).exists():
+            return False  # run_pack knows
+        results = [read_result(spec.folder(self.folder)) for spec in pack.specs]
+        return all(result is not None and result.status not in ("running", PAUSED) for result in results)
+
+    # Halving
+
+    def _better(self, specs: Sequence[Spec], leg: int, until: int) -> list[Spec]:
+        """The trials of the points that go on; the others are marked. A decision is written down, and stands."""
+        assert self.sweep.halving is not None
+        path = self.folder / WORK / f"rung-{leg}.json"
+        if not path.exists():
+            scores = self._scores(specs)
+            most = math.ceil(len(scores) / self.sweep.halving.factor)
+            order = sorted(scores, key=lambda point: (-scores[point] if self.higher else scores[point], point))
+            write_json(path, {"epoch": until, "scores": {str(p): scores[p] for p in order}, "kept": order[:most]})
+        facts: Any = read_json(path)
+        kept = set(facts["kept"])
+        going = [spec for spec in specs if spec.point in kept]
+        for spec in specs:
+            self._prune(spec, leg) if spec.point not in kept else None
+        self.listen(Pruned(until, len(kept), len({spec.point for spec in specs}) - len(kept)))
+        return [spec for spec in going if self._status(spec) == PAUSED]
+
+    def _scores(self, specs: Sequence[Spec]) -> dict[int, float]:
+        """By point, the mean of its trials' best dev scores; a point with a trial that failed has none."""
+        values: dict[int, list[float | None]] = {}
+        for spec in specs:
+            result = read_result(spec.folder(self.folder))
+            values.setdefault(spec.point, []).append(result.value if result is not None else None)
+        return {point: float(np.mean(found)) for point, found in values.items() if None not in found}  # type: ignore[arg-type]  # no None is left
+
+    def _prune(self, spec: Spec, leg: int) -> None:
+        folder = spec.folder(self.folder)
+        facts: Any = read_json(folder / "trial.json") if (folder / "trial.json").exists() else {}
+        if facts.get("status") == PAUSED:
+            kept = {name: facts[name] for name in ("step", "epoch", "value", "dev") if name in facts}
+            write_result(folder, spec, status=PRUNED, **kept)
+
+    def _status(self, spec: Spec) -> str | None:
+        result = read_result(spec.folder(self.folder))
+        return result.status if result is not None else None
+
+    # Optuna
+
+    def search(self) -> list[Spec]:
+        """Ask for a group of points, train them, tell their scores, until the budget is used up; the trials.
+
+        The sampler is seeded and told in order, so a search that goes on asks for the same points again.
+        """
+        try:
+            import optuna
+        except ImportError:
+            raise ModelError("optuna is not installed", hint='pip install "labeltune[optuna]"') from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        seed = Key.of(self.base.train.seed).fold("sweep").value % 2**32
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, (self.sweep.together or 4)))
+        study = optuna.create_study(direction="maximize" if self.higher else "minimize", sampler=sampler)
+        specs: list[Spec] = []
+        count, points = self.count() or TRIALS_OF_A_SEARCH, 0
+        while points < count:
+            asked = [study.ask() for _ in range(min(self.sweep.together or 4, count - points))]
+            drawn = [self._suggested(trial) for trial in asked]
+            new = specs_of(drawn, self.base, self.sweep, first=points)
+            self._train(new, f"ask{points}-")
+            scores = self._final(new)
+            for place, trial in enumerate(asked, points):
+                state = optuna.trial.TrialState.COMPLETE if place in scores else optuna.trial.TrialState.FAIL
+                study.tell(trial, scores.get(place), state)
+            points += len(asked)
+            specs += new
+        return specs
+
+    def _suggested(self, trial: Any) -> Point:
+        """A value for each axis of a grid, by Optuna's names."""
+        grid = self.grids[0]
+        if len(self.grids) > 1:
+            grid = self.grids[trial.suggest_categorical("grid", list(range(len(self.grids))))]
+        point = {}
+        for name, values in grid.axes.items():
+            label = name if len(self.grids) == 1 else f"{self.grids.index(grid)}:{name}"
+            if isinstance(values, tuple):
+                point[name] = values[trial.suggest_categorical(label, list(range(len(values))))]
+            else:
+                point[name] = _suggest(trial, label, values)
+        return point
+
+    def _final(self, specs: Sequence[Spec]) -> dict[int, float]:
+        """By point, the mean dev score of its ended trials; a point with one that failed has none."""
+        values: dict[int, list[float]] = {}
+        broken = set()
+        for spec in specs:
+            result = read_result(spec.folder(self.folder))
+            value = score_of(result, self.metric)
+            if value is None:
+                broken.add(spec.point)
+            else:
+                values.setdefault(spec.point, []).append(value)
+        return {point: float(np.mean(found)) for point, found in values.items() if point not in broken}
+
+
+def _suggest(trial: Any, label: str, values: Range) -> float:
+    whole = isinstance(values.low, int) and isinstance(values.high, int)
+    ask = trial.suggest_int if whole else trial.suggest_float
+    step = {"step": values.step} if values.step is not None and not values.log else {}
+    found: float = ask(label, values.low, values.high, log=values.log, **step)
+    return found
+
+
+def score_of(result: Result | None, metric: str) -> float | None:
+    """A trial's final dev score; None where it has none."""
+    if result is None or result.status not in SCORED:
+        return None
+    value = result.dev.get(metric)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def refuse_impossible(sweep: SweepConfig) -> None:
+    """Settings of a sweep that exclude each other.
+
+    Raises:
+        SettingsError: TPE learns from final scores, so it has no rungs.
+    """
+    if sweep.search == "tpe" and sweep.halving is not None:
+        hint = 'use sweep.search = "random" with halving, or TPE without'
+        raise SettingsError("TPE learns from final scores", at="sweep.halving", hint=hint)
+
+
+def done_of(specs: Sequence[Spec], folder: Path) -> Mapping[int, Result]:
+    """By trial number, what came of it."""
+    found = {spec.number: read_result(spec.folder(folder)) for spec in specs}
+    return {number: result for number, result in found.items() if result is not None}

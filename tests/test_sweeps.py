@@ -1,0 +1,434 @@
+"""Laws of sweeps: which trials there are, that neighbours and kills change nothing, that dev chooses, the tables."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from labeltune import Interrupted, Sweep, load, sweep, train
+from labeltune.config import Config, make
+from labeltune.errors import RunError, SettingsError
+from labeltune.sweeps.axes import all_points, grids_of, random_points
+from labeltune.sweeps.facts import Ended, Moved, Pruned
+from labeltune.sweeps.settings import SweepConfig
+from labeltune.sweeps.tables import TIMES
+
+QUICK = {"train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(small: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a sweep file begins: the data and the backbone by name."""
+    place = tmp_path_factory.mktemp("sweeps")
+    for split in ("train", "dev", "test"):
+        shutil.copy(small / f"moods-{split}.jsonl", place / f"{split}.jsonl")
+    shutil.copytree(tiny_folder, place / "tiny")
+    return place
+
+
+def written(folder: Path, text: str, name: str = "sweep.toml", **settings: object) -> Path:
+    """A sweep file over the folder's data."""
+    quick = {**QUICK, "train.lr": 3e-3, **settings}
+    sections: dict[str, list[str]] = {}
+    for setting, value in quick.items():
+        section, key = setting.split(".")
+        sections.setdefault(section, []).append(f"{key} = {json.dumps(value)}")
+    head = '[data]\ntrain = "train.jsonl"\ndev = "dev.jsonl"\ntest = "test.jsonl"\n[model]\nname = "tiny"\n'
+    body = "".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
+    path = folder / name
+    path.write_text(head + body + text)
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in (run / "adapter" / "adapter_model.safetensors", run / "head.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The largest relative change of a tensor."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return max(float((a[n] - w).norm() / w.norm().clamp(min=1e-12)) for n, w in b.items())
+
+
+# Points
+
+
+def points(axes: object = None, grid: object = (), base: Config | None = None, **settings: object) -> list[dict]:
+    config = SweepConfig(axes=axes or {}, grid=tuple(grid), **settings)
+    base = base or make({})
+    if settings.get("search") == "random":
+        return random_points(grids_of(config, base, "s.toml"), base, settings["budget"]["trials"])
+    return all_points(grids_of(config, base, "s.toml"), base)[0]
+
+
+def test_a_grid_is_the_product_of_its_axes_and_a_sweep_the_union_of_its_grids() -> None:
+    axes = {"train.lr": [1e-4, 3e-4], "lora.rank": [4, 8]}
+    assert len(points(axes)) == 4
+    found = points(axes, [{"train.lr": [1e-4, 1e-3], "lora": {"rank": 4}}])
+    assert len(found) == 5 and found[-1] == {"train.lr": 1e-3, "lora.rank": 4}
+
+
+def test_equal_settings_are_one_point_however_they_are_written() -> None:
+    assert len(points({"lora.rank": [32, 16]}, [{"train.lr": [2e-4]}])) == 2  # both are defaults
+
+
+def test_conditions_keep_what_agrees_with_them() -> None:
+    grid = {"model.pooling": ["last", "mean", "max"], "model.pool_on": ["hidden", "logits"]}
+    found = points(grid=[grid | {"when": {"model.pooling": ["mean", "max"]}}, {"model.pooling": "last"}])
+    assert len(found) == 5
+
+
+def test_random_points_are_drawn_from_lists_and_ranges_the_same_for_a_seed() -> None:
+    axes = {"train.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "lora.rank": {"low": 2, "high": 8, "step": 2}}
+    found = points(axes | {"model.pooling": ["last", "max"]}, search="random", budget={"trials": 30})
+    assert len(found) == 30 and found == points(
+        axes | {"model.pooling": ["last", "max"]}, search="random", budget={"trials": 30}
+    )
+    assert {p["lora.rank"] for p in found} == {2, 4, 6, 8} and {p["model.pooling"] for p in found} == {"last", "max"}
+    logs = np.log10([p["train.lr"] for p in found])
+    assert -5 <= logs.min() < -4 and -3 < logs.max() <= -2
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"train.lrate": [1]}, r'sweep\.axes\."train\.lrate": unknown setting.*train\.lr'),
+        ({"train.lr": []}, r'"train\.lr": this axis has no values'),
+        ({"train.lr": [1e-3, "fast"]}, r'sweep\.axes\."train\.lr"'),
+        ({"train.lr": {"low": 1e-5, "high": 1e-2}}, "a grid has no ranges"),
+        ({"data.fold": ["1/2"]}, "the sweep sets this itself"),
+        ({name: list(range(1, 11)) for name in ("lora.rank", "train.batch_rows", "train.epochs", "train.seed",
+          "train.warmup", "lora.alpha", "model.depth")}, r"10,000,000 combinations"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_axes_that_cannot_be_are_told(axes: dict, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        points(axes)
+
+
+# Whole sweeps
+
+
+SWEEP = """
+[sweep]
+seeds = 2
+[sweep.axes]
+"train.lr" = [3e-3, 1e-2]
+"lora.rank" = [2, 4]
+[[sweep.table]]
+name = "rates"
+by = "train.lr"
+"""
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A finished sweep: two rates, two ranks, two seeds."""
+    return sweep(written(folder, SWEEP), out=tmp_path_factory.mktemp("swept") / "s")
+
+
+def test_every_trial_is_a_run_folder_that_answers(swept: Sweep) -> None:
+    table = rows(swept.folder / "all.csv")
+    assert len(table) == 8 and {row["status"] for row in table} == {"finished"}
+    assert [row["seed"] for row in table] == ["42", "43"] * 4
+    for row in table:
+        metrics = json.loads((swept.folder / "trials" / row["trial"] / "metrics.json").read_text())
+        assert float(row["dev_macro_f1"]) == metrics["dev"]["macro_f1"]
+    assert load(swept.run).predict("the hen")[0].label
+    assert not list(swept.folder.rglob("work"))
+
+
+def test_dev_alone_chooses_and_only_the_chosen_are_scored_on_test(swept: Sweep) -> None:
+    table = rows(swept.folder / "all.csv")
+    means: dict[tuple[str, str], float] = {}
+    for row in table:
+        point = row["train.lr"], row["lora.rank"]
+        means[point] = means.get(point, 0) + float(row["dev_macro_f1"]) / 2
+    best = max(means, key=lambda point: means[point])
+    (chosen,) = rows(swept.folder / "best.csv")
+    assert (chosen["train.lr"], chosen["lora.rank"]) == best
+    assert float(chosen["dev_macro_f1"]) == pytest.approx(means[best])
+    tested = {(row["train.lr"], row["lora.rank"]) for row in table if row["test_accuracy"]}
+    assert len(tested) == len(rows(swept.folder / "rates.csv")) == 2 and best in tested
+    openings = [json.loads(line) for line in (swept.folder / "ledger.jsonl").read_text().splitlines()]
+    assert sum(line["purpose"] == "final evaluation" for line in openings) == 4
+    mean = np.mean([float(r["test_accuracy"]) for r in table if (r["train.lr"], r["lora.rank"]) == best])
+    assert float(chosen["test_accuracy"]) == pytest.approx(mean)
+
+
+def test_a_trial_is_the_training_that_its_settings_name(swept: Sweep, tmp_path: Path) -> None:
+    config = swept.folder / "trials" / "0005" / "config.toml"
+    train(config=config, out=tmp_path / "alone")
+    assert furthest(swept.folder / "trials" / "0005", tmp_path / "alone") <= 1e-4
+
+
+def test_gone_on_with_a_finished_sweep_says_the_same_and_another_one_is_refused(swept: Sweep, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in swept.folder.rglob("*") if path.is_file()}
+    sweep(written(folder, SWEEP), out=swept.folder, resume=True)
+    after = {path: path.read_bytes() for path in swept.folder.rglob("*") if path.is_file()}
+    assert {p for p in before if before[p] != after.get(p) and p.name != "ledger.jsonl"} == set()
+    with pytest.raises(RunError, match="the results of another sweep"):
+        sweep(written(folder, SWEEP), out=swept.folder, resume=True, settings={"sweep.seeds": 3})
+    with pytest.raises(RunError, match="not empty"):
+        sweep(written(folder, SWEEP), out=swept.folder)
+
+
+def test_columns_of_llm_lora_classification(swept: Sweep, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(swept.folder, out)
+    sweep(written(folder, SWEEP), out=out, resume=True, columns="hpprc")
+    (row, *_) = rows(out / "best.csv")
+    assert [*row] == ["model_name", "lr", "batch_size", "lora_r", "template_type", "best-val-epoch", "best-val-f1",
+                      "loss", "accuracy", "precision", "recall", "f1"]  # fmt: skip
+    assert row["batch_size"] == "8" and float(row["f1"]) <= 1
+
+
+def test_a_trial_that_fails_or_diverges_is_marked_and_touches_no_other(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep]\ntogether = 3\n[sweep.axes]\n"train.lr" = [1e-2, 1e30]\n"model.depth" = [4, 99]\n'
+    done = sweep(written(folder, text, **{"train.clip": 0}), out=tmp_path / "s")
+    table = {(row["train.lr"], row["model.depth"]): row for row in rows(done.folder / "all.csv")}
+    assert table["0.01", "4"]["status"] == "finished"
+    assert "there is no block 99" in table["0.01", "99"]["reason"] and table["0.01", "99"]["status"] == "failed"
+    wild = table["1e+30", "4"]
+    assert wild["status"] == "diverged" and wild["dev_macro_f1"] and int(wild["step"]) < 3
+    alone = sweep(written(folder, '[sweep.axes]\n"train.lr" = [1e-2]\n', **{"train.clip": 0}), out=tmp_path / "a")
+    assert furthest(done.folder / "trials" / "0000", alone.run) <= 1e-4
+
+
+def test_halving_leaves_the_worse_points_at_the_rung(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep]\nhalving = { factor = 2, rungs = [1] }\n[sweep.axes]\n"train.lr" = [1e-5, 1e-2, 2e-2, 1e-4]\n'
+    heard: list[object] = []
+    done = sweep(written(folder, text, **{"train.epochs": 3}), out=tmp_path / "s", listen=heard.append)
+    table = rows(done.folder / "all.csv")
+    first = []
+    for trial in sorted((done.folder / "trials").iterdir()):
+        log = [json.loads(line) for line in (trial / "log.jsonl").read_text().splitlines()]
+        first.append(next(line["dev"]["macro_f1"] for line in log if "dev" in line))
+    better = sorted(range(4), key=lambda number: -first[number])[:2]
+    assert [row["status"] for row in table] == ["finished" if n in better else "pruned" for n in range(4)]
+    assert [row["step"] for row in table] == ["9" if n in better else "3" for n in range(4)]
+    assert [fact for fact in heard if isinstance(fact, Pruned)] == [Pruned(1, 2, 2)]
+    kept = done.folder / "trials" / f"{better[0]:04d}"
+    train(config=kept / "config.toml", out=tmp_path / "alone")
+    assert furthest(kept, tmp_path / "alone") <= 1e-4  # a pause changes nothing
+
+
+def test_interrupted_it_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    file = written(folder, '[sweep]\ntogether = 2\n[sweep.axes]\n"train.lr" = [1e-3, 2e-3, 3e-3]\n')
+
+    def stop_at_the_fourth_step(fact: object) -> None:
+        nonlocal steps
+        steps += isinstance(fact, Moved)
+        if steps == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    steps = 0
+    with pytest.raises(Interrupted, match=r"stopped with 0 of 3 trainings of this group done; .*--resume goes on"):
+        sweep(file, out=tmp_path / "s", listen=stop_at_the_fourth_step)
+    again = sweep(file, out=tmp_path / "s", resume=True)
+    assert same(again, sweep(file, out=tmp_path / "whole"))
+
+
+def same(one: Sweep, other: Sweep) -> bool:
+    """Whether all that does not depend on the clock is equal, to the bit."""
+    assert [p.name for p in sorted((one.folder / "trials").iterdir())] == [
+        p.name for p in sorted((other.folder / "trials").iterdir())
+    ]
+    for trial in sorted((one.folder / "trials").iterdir()):
+        for name in ("adapter/adapter_model.safetensors", "head.safetensors", "trial.json", "dev.jsonl", "config.toml"):
+            files = [trial / name, other.folder / "trials" / trial.name / name]
+            assert [file.exists() for file in files] in ([True, True], [False, False])
+            assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes(), files[0]
+    for table in one.tables:
+        found = [[{k: v for k, v in row.items() if k not in TIMES} for row in rows(s.folder / f"{table.name}.csv")]
+                 for s in (one, other)]  # fmt: skip
+        assert found[0] == found[1], table.name
+    return True
+
+
+def test_folds_share_out_the_training_rows(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep]\nfolds = 3\n[sweep.axes]\n"train.lr" = [1e-2]\n'
+    done = sweep(written(folder, text), out=tmp_path / "s", settings={"data.dev": 0.1})
+    ids = []
+    for trial in sorted((done.folder / "trials").iterdir()):
+        ids += json.loads((trial / "splits.json").read_text())["dev"]["ids"]
+    assert len(ids) == len(set(ids)) == 24 and [row["fold"] for row in rows(done.folder / "all.csv")] == [
+        "1/3",
+        "2/3",
+        "3/3",
+    ]
+
+
+def test_optuna_is_asked_and_told_in_groups_the_same_for_a_seed(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    text = '[sweep]\nsearch = "tpe"\nbudget = { trials = 6 }\ntogether = 3\n'
+    text += '[sweep.axes]\n"train.lr" = { low = 1e-4, high = 3e-2, log = true }\n"model.pooling" = ["last", "mean"]\n'
+    first, second = (sweep(written(folder, text), out=tmp_path / name) for name in "ab")
+    assert [row["train.lr"] for row in rows(first.folder / "all.csv")] == [
+        row["train.lr"] for row in rows(second.folder / "all.csv")
+    ]
+    assert first.best == second.best and len(rows(first.folder / "all.csv")) == 6
+
+
+def test_a_budget_of_minutes_lets_no_more_trials_begin_and_says_so(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep]\ntogether = 1\nbudget = { minutes = 1e-6 }\n[sweep.axes]\n"train.lr" = [1e-2, 1e-3, 1e-4]\n'
+    with pytest.raises(RunError, match=r"no trial has a score.*sweep\.budget\.minutes"):
+        sweep(written(folder, text), out=tmp_path / "s")
+
+
+def test_a_table_over_what_does_not_vary_is_refused_before_anything_runs(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep.axes]\n"train.lr" = [1e-2]\n[[sweep.table]]\nname = "ranks"\nby = "lora.rank"\n'
+    with pytest.raises(SettingsError, match=r"'lora\.rank' is no axis of this sweep"):
+        sweep(written(folder, text), out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_report_warns_of_noise_and_of_the_best_of_many(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep.axes]\n"train.lr" = [1e-2, 9e-3, 8e-3, 7e-3, 6e-3]\n'
+    done = sweep(written(folder, text), out=tmp_path / "s", test_all=True)
+    report = (done.folder / "report.md").read_text()
+    assert "McNemar" in report and "is about" in report and "too high" in report
+    assert all(row["test_accuracy"] for row in rows(done.folder / "all.csv"))
+    assert (done.folder / "plots" / "train.lr.svg").read_text().startswith("<?xml")
+
+
+# Neighbours
+
+
+MIXED = [
+    {"train.lr": 1e-3},
+    {"train.lr": 5e-4, "lora.rank": 4},
+    {"train.lr": 1e-4, "data.template": "mood: {text}"},
+    {"train.batch_rows": 5},
+    {"model.pooling": "mean"},
+    {"model.pooling": "max", "model.pool_on": "logits"},
+    {"model.unmask": "all"},
+    {"model.unmask": "first:2", "train.lr": 3e-4},
+    {"train.seed": 7},
+    {"lora.dropout": 0.5},
+    {"model.depth": 3},
+    {"head.bias": True, "train.schedule": "constant"},
+]
+
+
+def mixed_sweep(folder: Path, out: Path) -> Sweep:
+    grids = "".join(
+        "[[sweep.grid]]\n" + "".join(f"{json.dumps(name)} = [{json.dumps(value)}]\n" for name, value in point.items())
+        for point in MIXED
+    )
+    settings = {"train.lr": 8e-4, "train.epochs": 17, "lora.dropout": 0.3, "train.eval_every": 50}
+    return sweep(written(folder, "[sweep]\ntogether = 12\n" + grids, "mixed.toml", **settings), out=out)
+
+
+@pytest.mark.slow
+def test_twelve_mixed_trials_end_as_each_does_alone_and_a_shared_stream_would_not(folder, tmp_path, monkeypatch):
+    together = mixed_sweep(folder, tmp_path / "s")
+    assert len(list((together.folder / "trials").iterdir())) == 12
+    for trial in sorted((together.folder / "trials").iterdir()):
+        alone = tmp_path / "alone" / trial.name
+        train(config=trial / "config.toml", out=alone, settings={"data.test": None})
+        assert furthest(trial, alone) <= 1e-4, trial.name
+        texts = [json.loads(line)["text"] for line in (folder / "dev.jsonl").read_text().splitlines()]
+        labels = [[p.label for p in load(run).predict(texts)] for run in (trial, alone)]
+        assert labels[0] == labels[1]
+
+    def shared(keys, rates, boundaries, token_row, token_index, features):
+        return torch.rand(len(token_row), features) >= max(rates)
+
+    monkeypatch.setattr("labeltune.model.updates.keep_masks", shared)
+    other = mixed_sweep(folder, tmp_path / "shared")
+    assert furthest(other.folder / "trials" / "0000", tmp_path / "alone" / "0000") > 1e-3
+
+
+# Kills and clusters
+
+
+KILLED = """
+[sweep]
+seeds = 2
+together = 3
+halving = { factor = 2, rungs = [1] }
+[sweep.axes]
+"train.lr" = [3e-3, 1e-2, 2e-2]
+[[sweep.table]]
+name = "rates"
+by = "train.lr"
+"""
+RUN = """
+import sys
+from labeltune import sweep
+file, out, resume = sys.argv[1:]
+sweep(file, out=out, resume=resume == "1", snapshot_seconds=0)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_no_trial_is_lost_doubled_or_changed(folder: Path, tmp_path: Path) -> None:
+    file = written(folder, KILLED, "killed.toml", **{"train.epochs": 3, "lora.dropout": 0.2})
+    began = time.monotonic()
+    whole = sweep(file, out=tmp_path / "whole", snapshot_seconds=0)
+    seconds = time.monotonic() - began
+    out, random = tmp_path / "s", np.random.default_rng(7)
+    for kill in range(10):
+        words = [sys.executable, "-c", RUN, str(file), str(out), str(int((out / "sweep.toml").exists()))]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 120
+        while not (out / "sweep.toml").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        if kill:  # starting takes a while too
+            time.sleep(float(random.uniform(0, 1)) * (seconds / 4 + 3))
+        process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), said
+    again = sweep(file, out=out, resume=True)
+    assert same(again, whole)
+
+
+@pytest.mark.slow
+def test_ray_runs_the_groups_and_replaces_a_worker_that_is_killed(folder: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    text = '[sweep]\ntogether = 1\n[sweep.axes]\n"train.lr" = [1e-3, 2e-3, 3e-3, 4e-3]\n'
+    file = written(folder, text, "ray.toml", **{"train.epochs": 30})
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    victims: list[int] = []
+
+    def kill_one(fact: object) -> None:
+        if isinstance(fact, Ended) and not victims:
+            victims.extend(workers())
+            os.kill(victims[0], signal.SIGKILL)
+
+    try:
+        done = sweep(file, out=tmp_path / "s", engine="ray", listen=kill_one, snapshot_seconds=0)
+    finally:
+        ray.shutdown()
+    assert victims
+    local = sweep(file, out=tmp_path / "local")
+    assert [row["status"] for row in rows(done.folder / "all.csv")] == ["finished"] * 4
+    for trial in (local.folder / "trials").iterdir():
+        assert furthest(done.folder / "trials" / trial.name, trial) <= 1e-4
+
+
+def workers() -> list[int]:
+    """Processes of Ray that train just now."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "ray::_task" in line]
