@@ -150,6 +150,15 @@ def predict(
     min_score: Annotated[float | None, typer.Option("--min-score", help="Abstain below this score.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Give every label's probability.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted prediction.")] = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="torch, or the run's export that computes: onnx, openvino.")
+    ] = "torch",
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray: shards over the workers of a cluster.")] = (
+        "local"
+    ),
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Of Ray [one a GPU, else one a machine].")
+    ] = None,
     shard_rows: Annotated[
         int, typer.Option("--shard-rows", min=1, help="Rows that are kept together: what a kill can lose.")
     ] = 8192,
@@ -163,13 +172,14 @@ def predict(
     from labeltune.storage import to_json
 
     settings = _settings(sets, on_bad_row)
-    how: dict[str, Any] = dict(min_score=min_score, scores=scores, settings=settings, rows=shard_rows)
+    how: dict[str, Any] = dict(min_score=min_score, scores=scores, settings=settings, backend=backend, rows=shard_rows)
     with PredictScreen(err) as watch:
         if to is not None:
-            predict_to(to, open_job(run, files, **how), watch=watch, resume=resume)
+            predict_to(to, open_job(run, files, **how), watch=watch, resume=resume, engine=engine, workers=workers)
             return
-        if resume:
-            raise SettingsError("only a prediction with --out can go on", at="--resume", hint="give --out FILE")
+        if resume or engine != "local":
+            at = "--resume" if resume else "--engine"
+            raise SettingsError("this is for predictions that are written to a file", at=at, hint="give --out FILE")
         for row in predict_files(run, files, watch=watch, **how):
             sys.stdout.write(to_json(row, sort=False) + "\n")
 

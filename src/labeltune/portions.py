@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from labeltune.data.encoding import Encoder
+from labeltune.data.padding import block_of
+from labeltune.data.settings import DataConfig
 from labeltune.inference import CHUNK
 from labeltune.schema import Encoded, Example, Prediction
 
@@ -28,11 +30,10 @@ class Portion:
     after: Sequence[Example] = ()
 
 
-def portions(examples: Iterable[Example], encoder: Encoder, rows: int = CHUNK) -> Iterator[Portion]:
+def portions(examples: Iterable[Example], config: DataConfig, rows: int = CHUNK) -> Iterator[Portion]:
     """Portions of `rows` examples, the last one smaller; of whole blocks where `data.pad_as_text` is set."""
-    margin, size = encoder.config.context, rows
-    if encoder.padding:
-        size = max(1, rows // encoder.padding.block) * encoder.padding.block
+    margin, block = config.context, block_of(config)
+    size = max(1, rows // block) * block
     stream = iter(examples)
     before: list[Example] = []
     held = list(islice(stream, size + margin))

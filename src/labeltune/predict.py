@@ -72,7 +72,7 @@ class Predictor:
 
         Items are what `predict` takes, or examples. What the first hundred are settles the columns.
         """
-        for portion in portions(self.examples(items), self.encoder, CHUNK):
+        for portion in portions(self.examples(items), self.encoder.config, CHUNK):
             yield from self.answer(portion, min_score=min_score, scores=scores)
 
     def answer(

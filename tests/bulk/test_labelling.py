@@ -209,11 +209,11 @@ def test_portions_give_what_the_whole_stream_gives_neighbours_included(
     whole = list(predictor.encoder.encode_many(rows))
     found = [
         encoded
-        for portion in portions(rows, predictor.encoder, size)
+        for portion in portions(rows, predictor.encoder.config, size)
         for encoded in predictor.encoder.encode_between(portion.before, portion.rows, portion.after)
     ]
     assert [one.tokens.tolist() for one in found] == [one.tokens.tolist() for one in whole]
-    assert len(next(portions(rows, predictor.encoder, size)).rows) == min(size, len(rows))
+    assert len(next(portions(rows, predictor.encoder.config, size)).rows) == min(size, len(rows))
 
 
 # Python

@@ -28,18 +28,18 @@ GROUP = 65_536
 class Form:
     """ending: of a shard. write: rows into an open file. join: shards, in order, into a new file.
 
-    `join` takes the schema of the input where that had one.
+    `write` takes the labels that the run knows, `join` the output's name and the schema of the input if that had one.
     """
 
     ending: str
-    write: Callable[[IO[bytes], Sequence[Answered]], None]
+    write: Callable[[IO[bytes], Sequence[Answered], Sequence[str]], None]
     join: Callable[[Sequence[Path], Path, str, pa.Schema | None], None]
 
 
 # Lines of JSON
 
 
-def _write_lines(file: IO[bytes], rows: Sequence[Answered]) -> None:
+def _write_lines(file: IO[bytes], rows: Sequence[Answered], labels: Sequence[str]) -> None:
     for row in rows:
         file.write(line(row).encode())
 
@@ -59,8 +59,8 @@ def _join_lines(shards: Sequence[Path], to: Path, name: str, given: pa.Schema | 
 # Tables
 
 
-def _write_table(file: IO[bytes], rows: Sequence[Answered]) -> None:
-    pq.write_table(table_of(rows), file)
+def _write_table(file: IO[bytes], rows: Sequence[Answered], labels: Sequence[str]) -> None:
+    pq.write_table(table_of(rows, labels), file)
 
 
 def _join_parquet(shards: Sequence[Path], to: Path, name: str, given: pa.Schema | None) -> None:

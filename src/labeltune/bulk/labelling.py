@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeltune.answers import Answered, with_input
+from labeltune.answers import Answered
+from labeltune.bulk.backends import TORCH, How
+from labeltune.bulk.engines import ENGINES
 from labeltune.bulk.forms import form_of, line
 from labeltune.bulk.inputs import rows_in, sources_of
 from labeltune.bulk.shards import Shards
@@ -22,10 +24,10 @@ from labeltune.data.readers import Source
 from labeltune.data.settings import DataConfig
 from labeltune.data.streams import Stream, files_of, open_stream
 from labeltune.data.survey import Quarantine
-from labeltune.errors import DataError, SettingsError
+from labeltune.errors import DataError, SettingsError, nearest
 from labeltune.inference import CHUNK
 from labeltune.portions import Portion, portions
-from labeltune.predict import Predictor, load_run, of_new_rows
+from labeltune.predict import of_new_rows
 from labeltune.run import FORMAT, Run, open_run
 from labeltune.storage import atomic_file, sha256_file
 
@@ -34,7 +36,7 @@ class Watch:
     """Who is told how far it is; this one does not care."""
 
     def begin(self, rows: int | None) -> None:
-        """The model is loaded; about how many rows there are, None where nobody can tell."""
+        """It begins; about how many rows there are, None where nobody can tell."""
 
     def kept(self, rows: int) -> None:
         """So many rows have their answers from an earlier start."""
@@ -54,15 +56,13 @@ class Job:
     """
 
     run: Run
+    how: How
     sources: Sequence[Source]
     data: DataConfig
-    settings: Mapping[str, Any]
-    min_score: float | None = None
-    scores: bool = False
     rows: int = CHUNK
     streams: list[Stream] = field(default_factory=list)
 
-    def portions(self, predictor: Predictor, stack: ExitStack, *, again: bool = False) -> Iterator[Portion]:
+    def portions(self, stack: ExitStack, *, again: bool = False) -> Iterator[Portion]:
         """The portions of all rows. Raises DataError where a row cannot be used, when its turn comes.
 
         again: an earlier call may have left a quarantine, which is replaced.
@@ -70,20 +70,7 @@ class Job:
         quarantine = stack.enter_context(Quarantine(Path(QUARANTINE), replace_old=again))
         task = self.run.config.task
         self.streams[:] = [open_stream(source, self.data, task, quarantine) for source in self.sources]
-        return portions(chain.from_iterable(self.streams), predictor.encoder, self.rows)
-
-    def answered(self, predictor: Predictor, portion: Portion, watch: Watch) -> list[Answered]:
-        """The rows of a portion with their answers."""
-        told = 0
-
-        def progress(rows: int) -> None:
-            nonlocal told
-            told += rows
-            watch.advance(rows)
-
-        predictions = predictor.answer(portion, min_score=self.min_score, scores=self.scores, progress=progress)
-        watch.advance(len(portion.rows) - told)  # rows whose text had been answered already
-        return list(map(with_input, portion.rows, predictions))
+        return portions(chain.from_iterable(self.streams), self.data, self.rows)
 
     def tell_bad(self, watch: Watch) -> None:
         """Say how many rows have no answer."""
@@ -93,13 +80,14 @@ class Job:
 
     def manifest(self) -> dict[str, Any]:
         """All that decides the answers, to be compared when it goes on."""
-        settings = {name: value for name, value in self.settings.items() if name != "data.on_bad_row"}
+        settings = {name: value for name, value in self.how.settings.items() if name != "data.on_bad_row"}
         return {
             "run": sha256_file(self.run.folder / FORMAT),
             "files": [[str(Path(path).resolve()), *stamp] for path, *stamp in files_of(self.sources)],
             "settings": settings,
-            "min_score": self.min_score,
-            "scores": self.scores,
+            "min_score": self.how.min_score,
+            "scores": self.how.scores,
+            "backend": self.how.backend,
             "shard_rows": self.rows,
         }
 
@@ -111,19 +99,22 @@ def open_job(
     min_score: float | None = None,
     scores: bool = False,
     settings: Mapping[str, Any] | None = None,
+    backend: str = TORCH,
     rows: int = CHUNK,
 ) -> Job:
     """Open the run and look at the beginning of each file. `-` is standard input: a JSON object or a text a line.
 
     Raises:
         RunError: the run folder is incomplete. DataError: a file that cannot be read, columns that cannot be told.
+        SettingsError: one that may not differ, or a backend that is none.
     """
     opened = open_run(run)
+    how = How(opened.folder.resolve(), settings or {}, min_score, scores, backend)
     data = with_settings(opened.config, of_new_rows(settings)).data
     sources = sources_of(files, data)
     for source in sources:
         open_stream(source, data, opened.config.task)  # its columns, before any time is spent
-    return Job(opened, sources, data, settings or {}, min_score, scores, rows)
+    return Job(opened, how, sources, data, rows)
 
 
 def predict_files(
@@ -134,52 +125,69 @@ def predict_files(
 
 
 def _answered(job: Job, watch: Watch) -> Iterator[Answered]:
-    predictor = load_run(job.run, job.settings)
     watch.begin(rows_in(job.sources))
     with ExitStack() as stack:
-        for portion in job.portions(predictor, stack):
-            yield from job.answered(predictor, portion, watch)
+        for _, rows in ENGINES["local"](job.how, job.run, None, job.portions(stack), watch.advance):
+            yield from rows
     job.tell_bad(watch)
 
 
-def predict_to(to: Path, job: Job, *, watch: Watch | None = None, resume: bool = False) -> None:
+def predict_to(
+    to: Path,
+    job: Job,
+    *,
+    watch: Watch | None = None,
+    resume: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
+) -> None:
     """Write the rows with their answers, in the form that the suffix of `to` says; it is there whole or not at all.
 
-    resume: go on with what an interrupted call has left beside `to`.
+    resume: go on with what an interrupted call has left beside `to`. engine: `local` or `ray`, with so many workers.
 
     Raises:
         RunError: `to` is there already, or what lies beside it does not belong to this. DataError: a row.
     """
     watch = watch or Watch()
+    if engine not in ENGINES:
+        raise SettingsError(f"{engine!r} is no engine", at="--engine", hint=nearest(engine, ENGINES))
     if to.exists() and not to.is_file() and not to.is_dir():  # a pipe or a device: nothing to go on with
         with atomic_file(to) as there, there.open("w", encoding="utf-8") as file:
             file.writelines(map(line, _answered(job, watch)))
         return
     if resume and any(source.format == "stream" for source in job.sources):
         raise SettingsError("standard input comes once only", at="--resume", hint="write it to a file first")
-    shards = Shards(to, form_of(to.name))
+    shards = Shards(to, form_of(to.name), job.run.labels.names)
     with shards.opened({**job.manifest(), "form": shards.form.ending}, resume=resume) as open_:
         if open_:
-            _fill(shards, job, watch, resume)
+            count = _fill(shards, job, watch, resume, engine, workers)
+            shards.join(count, _schema(job.sources))
 
 
-def _fill(shards: Shards, job: Job, watch: Watch, again: bool) -> None:
+def _fill(shards: Shards, job: Job, watch: Watch, again: bool, engine: str, workers: int | None) -> int:
+    """Write the shards that are not there; how many there are in all."""
     stamps = files_of(job.sources)
-    predictor = load_run(job.run, job.settings)
     watch.begin(rows_in(job.sources))
     count = 0
-    with ExitStack() as stack:
-        for portion in job.portions(predictor, stack, again=again):
+
+    def missing(all_: Iterable[Portion]) -> Iterator[Portion]:
+        nonlocal count
+        for portion in all_:
             count += 1
             if shards.path(portion.number).exists():
                 watch.kept(len(portion.rows))
             else:
-                shards.write(portion.number, job.answered(predictor, portion, watch))
+                yield portion
+
+    with ExitStack() as stack:
+        left = missing(job.portions(stack, again=again))
+        for number, rows in ENGINES[engine](job.how, job.run, workers, left, watch.advance):
+            shards.write(number, rows)
     for before, after in zip(stamps, files_of(job.sources), strict=True):
         if before != after:
             raise DataError("the file has changed while it was read", at=before[0], hint="begin again")
     job.tell_bad(watch)
-    shards.join(count, _schema(job.sources))
+    return count
 
 
 def _schema(sources: Sequence[Source]) -> pa.Schema | None:

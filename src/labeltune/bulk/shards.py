@@ -27,10 +27,11 @@ MANIFEST, JOINED = "manifest.json", "joined"
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of the output `to`, kept as `form` says."""
+    """The shards of the output `to`, kept as `form` says. labels: those that the run knows."""
 
     to: Path
     form: Form
+    labels: Sequence[str]
 
     @property
     def folder(self) -> Path:
@@ -93,7 +94,7 @@ class Shards:
     def write(self, number: int, rows: Sequence[Answered]) -> None:
         """Keep a portion, whole or not at all."""
         with atomic_file(self.path(number)) as partial, partial.open("wb") as file:
-            self.form.write(file, rows)
+            self.form.write(file, rows, self.labels)
 
     def join(self, count: int, given: pa.Schema | None) -> None:
         """The first `count` shards as the output."""

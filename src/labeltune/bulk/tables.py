@@ -7,7 +7,7 @@ hold values of several kinds is written as text: strings as they are, all else a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,22 +29,15 @@ ANSWERS = b"answers"
 """Where a table's schema says which of its columns are answers."""
 
 
-def table_of(rows: Sequence[Answered]) -> pa.Table:
-    """The rows of a shard; each column's type is that of its own values."""
+def table_of(rows: Sequence[Answered], labels: Sequence[str]) -> pa.Table:
+    """The rows of a shard; each column's type is that of its own values. labels: those that the run knows."""
     names = dict.fromkeys(name for row in rows for name in row.fields)
     answers = dict.fromkeys(name for row in rows for name in row.answer)
     columns = {name: _column([row.fields.get(name) for row in rows]) for name in names}
     for name in answers:
-        values = [row.answer.get(name) for row in rows]
-        columns[name] = pa.array(values, _type_of(name, values))
+        kind = pa.struct([(label, pa.float32()) for label in labels]) if name == "scores" else PLAIN[name]
+        columns[name] = pa.array([row.answer.get(name) for row in rows], kind)
     return pa.table(columns).replace_schema_metadata({ANSWERS: json.dumps(list(answers))})
-
-
-def _type_of(name: str, values: Sequence[Any]) -> pa.DataType:
-    if name != "scores":
-        return PLAIN[name]
-    labels: Iterable[str] = next((value for value in values if value is not None), {})
-    return pa.struct([(label, pa.float32()) for label in labels])
 
 
 def _column(values: list[Any]) -> pa.Array:

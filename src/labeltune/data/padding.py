@@ -48,7 +48,7 @@ class Padding:
         token = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), None)
         if token is None:
             raise ModelError("the tokenizer has neither a pad nor an EOS token", at="data.pad_as_text")
-        return cls(int(config.pad_as_text.removeprefix("block:")), int(token), pooled)
+        return cls(block_of(config), int(token), pooled)
 
     def pad(self, rows: Iterable[Encoded]) -> Iterator[Encoded]:
         """The rows in order, each as long as the longest of its block."""
@@ -65,3 +65,8 @@ class Padding:
             window_lengths=np.array([length], np.int32),
             piece_end=row.piece_end + np.int32(missing) if self.pooled else row.piece_end,
         )
+
+
+def block_of(config: DataConfig) -> int:
+    """How many rows in a row are made equally long; 1 where none are."""
+    return int(config.pad_as_text.removeprefix("block:")) if config.pad_as_text else 1

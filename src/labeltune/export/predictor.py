@@ -89,14 +89,28 @@ class GraphPredictor:
 
     def answer(self, examples: Sequence[Example]) -> list[Prediction]:
         """One prediction for each example; they are sorted by length among themselves."""
-        rows = list(self.encoder.encode_many(examples))
+        return self.decide(examples, list(self.encoder.encode_many(examples)))
+
+    def decide(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[Encoded],
+        *,
+        budget: int = BUDGET,
+        progress: Callable[[int], None] = lambda rows: None,
+    ) -> list[Prediction]:
+        """One prediction for each example; `rows` are the examples, encoded. progress: told the rows of each pass.
+
+        budget: most tokens of a pass, padding included.
+        """
         answers: list[Prediction | None] = [None] * len(rows)
-        for places in batches([len(row.tokens) for row in rows], BUDGET):
+        for places in batches([len(row.tokens) for row in rows], budget):
             some = [rows[place] for place in places]
             logits_SL, document_S = self.logits(some), documents_of(some)
             said = DECISIONS[self.task](self, [examples[place] for place in places], some, logits_SL, document_S)
             for place, answer in zip(places, said, strict=True):
                 answers[place] = answer
+            progress(len(places))
         return [answer for answer in answers if answer is not None]
 
     def _example(self, number: int, item: str | Mapping[str, object]) -> Example:
