@@ -57,7 +57,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.develops: $(VENV)/.installed
 	@echo "Installing what the tests need into $(VENV)"
-	@$(INSTALL) --editable ".[dev,hub,onnx,openvino,optuna,quantised,ray,serve]"
+	@$(INSTALL) --editable ".[dev,hub,onnx,openvino,optuna,quantised,ray,serve,spacy]"
 	@touch $@
 
 clean:
