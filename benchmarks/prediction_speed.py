@@ -3,11 +3,11 @@
     python prediction_speed.py run    --data DATA --tokenizer TOKENIZER --work WORK [--sizes 15M 110M] [--texts sst2 …]
     python prediction_speed.py report --work WORK --out results/NAME --hardware "one line"
 
-Sides: labeltune's `Predictor.predict`; a loop over rows sorted by length, in batches of 32, each padded to its longest;
-transformers' `pipeline(batch_size=32)`, rows as they come. All have the same adapter merged into their weights
-(`eval.merge`) and answer the same texts with the same labels, which is asserted, by turns in one process. Finished
-turns stand in WORK/turns.jsonl. `--clock cpu --threads 1` counts the CPU seconds of one thread, where a machine is
-busy.
+Sides: labeltune's `Predictor.predict`; the run's exports on onnxruntime and OpenVINO, as `--backend` takes them; a loop
+over rows sorted by length, in batches of 32, each padded to its longest; transformers' `pipeline(batch_size=32)`, rows
+as they come. All have the same adapter merged into their weights (`eval.merge`) and answer the same texts with the same
+labels, which is asserted, by turns in one process. Finished turns stand in WORK/turns.jsonl. `--clock cpu --threads 1`
+counts the CPU seconds of one thread, where a machine is busy.
 """
 
 from __future__ import annotations
@@ -37,11 +37,16 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from labeltune.bulk.backends import How
+from labeltune.export.exporting import export
 from labeltune.fitting import train
-from labeltune.predict import load
+from labeltune.portions import portions
+from labeltune.predict import Predictor, load
 from labeltune.run import Run
 
 BATCH = 32
+BACKENDS = ("onnx", "openvino")
+SIDES = ("labeltune", *BACKENDS, "sorted loop", "pipeline")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ROWS = {"15M": {"livedoor": 64}, "110M": {"livedoor": 16, "sst2": 320, "phrases": 320, "ag_news": 320}}
 """Texts that are answered; 960 where nothing stands."""
@@ -105,11 +110,25 @@ def piped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cap: int) 
     return lambda texts: [found["label"] for found in pipe(list(texts), truncation=True, max_length=cap)]
 
 
+def graph(run: Run, backend: str, predictor: Predictor) -> Answer:
+    """The run's export, made where it is not there."""
+    if not (run.folder / "exports" / backend).exists():
+        export(run.folder, backend)
+    answering = How(run.folder, {"train.threads": torch.get_num_threads()}, backend=backend).load(run)
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        cut = portions(predictor.examples(texts), predictor.encoder.config)
+        return [str(row.answer["label"]) for portion in cut for row in answering.answered(portion)]
+
+    return answer
+
+
 def sides(run: Run, cap: int) -> dict[str, Answer]:
     tokenizer = stock.load_tokenizer(str(run.config.model.name))
     model, predictor = stock_model(run, tokenizer), load(run.folder, settings={"eval.merge": True})
     return {
         "labeltune": lambda texts: [str(found.label) for found in predictor.predict(texts)],
+        **{name: graph(run, name, predictor) for name in BACKENDS},
         "sorted loop": sorted_loop(model, tokenizer, cap),
         "pipeline": piped(model, tokenizer, cap),
     }
@@ -126,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
     for size in arguments.sizes:
         model = backbone(size, tokenizer, work)
         for kind in arguments.texts:
-            if len(turns.find(size=size, text=kind)) < 3 * arguments.repeats:
+            if len(turns.find(size=size, text=kind)) < len(SIDES) * arguments.repeats:
                 rows = arguments.rows or ROWS.get(size, {}).get(kind, 960)
                 texts = [row.text for row in stock.read_rows(str(write_rows(kind, data, work)[0]))][:rows]
                 answers = sides(trained(model, kind, data, work), TEXTS[kind].cap)
@@ -155,7 +174,7 @@ def compare(turns: Cells, cell: dict[str, Any], texts: Sequence[str], answers: d
 def report(arguments: argparse.Namespace) -> None:
     """A table as Markdown, everything as JSON."""
     turns = Cells(Path(arguments.work) / "turns.jsonl")
-    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "onnxruntime", "openvino")}
     how = " and ".join(sorted({f"{row['threads']} threads by the {row['clock']} clock" for row in turns.rows}))
     lines = [
         "# Prediction speed",
@@ -163,10 +182,11 @@ def report(arguments: argparse.Namespace) -> None:
         f"{arguments.hardware}; {how}, fp32; Python {platform.python_version()}, "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ".",
-        "Texts a second from texts to labels, medians of the repeats; a ratio is the median of their ratios. The "
-        "same labels on all sides. How to repeat it: `benchmarks/README.md`.",
+        "Texts a second from texts to labels, medians of the repeats; behind the rate of each of ours, the medians of "
+        "its ratios to the loop and to the pipeline in the same repeat. The same labels on all sides. How to repeat "
+        "it: `benchmarks/README.md`.",
         "",
-        "| backbone | text | texts | labeltune | sorted loop | pipeline | against the loop | against pipeline |",
+        "| backbone | text | texts | sorted loop | pipeline | labeltune, torch | onnx | openvino |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for size in SIZES:
@@ -177,17 +197,21 @@ def report(arguments: argparse.Namespace) -> None:
                 for s in dict.fromkeys(r["side"] for r in found)
             }
             if rates:
-                names = ("labeltune", "sorted loop", "pipeline")
-                shown = [f"{statistics.median(rates[side]):.1f}" for side in names]
-                shown += [
-                    f"{statistics.median(a / b for a, b in zip(rates['labeltune'], rates[s], strict=True)):.2f}"
-                    for s in names[1:]
-                ]
+                shown = [f"{statistics.median(rates[side]):.1f}" for side in SIDES[-2:]]
+                shown += [f"{statistics.median(rates[side]):.1f} ({against(rates, side)})" for side in SIDES[:-2]]
                 lines.append("| " + " | ".join([size, texts.title, str(found[0]["rows"]), *shown]) + " |")
     out = Path(arguments.out)
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     facts = {"hardware": arguments.hardware, **versions, "turns": turns.rows}
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def against(rates: dict[str, list[float]], side: str) -> str:
+    """The median ratios of a side to the loop and to the pipeline."""
+    return ", ".join(
+        f"{statistics.median(a / b for a, b in zip(rates[side], rates[other], strict=True)):.2f}×"
+        for other in SIDES[-2:]
+    )
 
 
 def main() -> None:

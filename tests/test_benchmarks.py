@@ -81,6 +81,8 @@ def test_prediction_speed_compares_equal_labels(toy, shared, tmp_path, monkeypat
     called(prediction_speed, monkeypatch, "report", "--work", tmp_path, "--out", tmp_path / "out", "--hardware", "here")
     assert {turn["side"] for turn in json.loads((tmp_path / "out.json").read_text())["turns"]} == {
         "labeltune",
+        "onnx",
+        "openvino",
         "sorted loop",
         "pipeline",
     }

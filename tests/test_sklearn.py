@@ -119,6 +119,11 @@ def test_it_stands_at_the_end_of_a_pipeline_and_in_a_grid(moods, tiny_folder: Pa
 def test_cross_validation_answers_every_row(moods, names, tiny_folder: Path) -> None:
     estimator = LabelTuneClassifier(str(tiny_folder), settings=QUICK)
     assert cross_val_predict(estimator, *moods, cv=2, method="predict_proba").shape == (len(moods[0]), 3)
+    tagger = LabelTuneTagger(str(tiny_folder), settings=QUICK)
+    found = cross_val_predict(tagger, *names, cv=2)
+    assert [len(row) for row in found] == [len(row) for row in names[0]]
+    search = GridSearchCV(tagger, {"lr": [1e-4, 1e-2]}, cv=2, error_score="raise").fit(*names)
+    assert 0 <= search.best_score_ <= 1
 
 
 @pytest.mark.slow
@@ -190,4 +195,4 @@ def test_a_tagger_gives_a_tag_for_each_token(tagger: LabelTuneTagger, names, tmp
     assert 0 <= tagger.score(tokens, tags) <= 1 and tagger.score(tokens, found) in (0.0, 1.0)
     tagger.save(tmp_path / "saved")
     for other in (LabelTuneTagger.load(tmp_path / "saved"), pickle.loads(pickle.dumps(tagger))):
-        assert other.predict(tokens) == found and list(other.labels_) == ["LOC", "PER"]
+        assert list(other.predict(tokens)) == list(found) and list(other.labels_) == ["LOC", "PER"]

@@ -44,10 +44,10 @@ class PredictScreen(Watch):
             self.say(self._facts(time.monotonic() - self._began))
 
     def begin(self, rows: int | None) -> None:
-        """The clock starts when the model is there."""
+        """The clock starts."""
         self._began = self._told = time.monotonic()
         self._total = rows
-        self._bar.reset(self._task, total=rows, facts="")
+        self._bar.reset(self._task, total=rows, facts="loading the model")
 
     def kept(self, rows: int) -> None:
         """Rows of an earlier start count as done, not for the rate."""

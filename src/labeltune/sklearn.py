@@ -209,12 +209,14 @@ class LabelTuneTagger(_Estimator):
         self.labels_ = np.array(self.held_.predictor.labels)
         return self
 
-    def predict(self, X: Any) -> list[list[str]]:
-        """A list of IOB2 tags for each list of tokens."""
+    def predict(self, X: Any) -> np.ndarray:
+        """A list of IOB2 tags for each list of tokens: an array (n) of lists, which scikit-learn's tools can join."""
         check_is_fitted(self)
         rows = _token_lists(X)
         answers = self.predictor_.predict([{"tokens": tokens} for tokens in rows])
-        return [_tags(tokens, answer.spans) for tokens, answer in zip(rows, answers, strict=True)]
+        found = np.empty(len(rows), object)
+        found[:] = [_tags(tokens, answer.spans) for tokens, answer in zip(rows, answers, strict=True)]
+        return found
 
     def score(self, X: Any, y: Any) -> float:
         """The span F1 of the predicted tags: a span counts where both ends and the label are right."""

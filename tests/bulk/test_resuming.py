@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labeltune.bulk.labelling import open_job, predict_to
+from labeltune.bulk.labelling import Watch, open_job, predict_to
 from labeltune.errors import RunError, SettingsError
 from labeltune.predict import Predictor
 
@@ -191,6 +192,30 @@ def test_what_comes_once_cannot_be_gone_on_with(finished: Path, tmp_path: Path, 
     assert found.code == 1 and "standard input comes once only" in found.err
     found = typed("predict", finished, "-", "--resume", text="the hen\n")
     assert found.code == 1 and "give --out FILE" in found.err
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_a_full_disk_is_told_and_what_is_kept_is_gone_on_with(
+    finished: Path, source: Path, tmp_path: Path, suffix: str
+) -> None:
+    class Heard(Watch):
+        said = ""
+
+        def say(self, sentence: str) -> None:
+            self.said += sentence
+
+    whole, to, heard = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}", Heard()
+    predict_to(whole, open_job(finished, [source], rows=100))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - 1, before[1]))
+    try:
+        with pytest.raises(RunError, match="cannot be written: File too large; free some space"):
+            predict_to(to, open_job(finished, [source], rows=100), watch=heard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert heard.said == "6 shards of 100 rows are kept: the same command with --resume goes on" and not to.exists()
+    predict_to(to, open_job(finished, [source], rows=100), resume=True)
+    assert to.read_bytes() == whole.read_bytes()
 
 
 def test_two_at_once_do_not_write_one_output(finished: Path, source: Path, tmp_path: Path, monkeypatch) -> None:

@@ -159,9 +159,15 @@ def predict_to(
         raise SettingsError("standard input comes once only", at="--resume", hint="write it to a file first")
     shards = Shards(to, form_of(to.name), job.run.labels.names)
     with shards.opened({**job.manifest(), "form": shards.form.ending}, resume=resume) as open_:
-        if open_:
+        if not open_:
+            return
+        try:
             count = _fill(shards, job, watch, resume, engine, workers)
             shards.join(count, _schema(job.sources))
+        except BaseException:
+            if kept := len(shards.done()):
+                watch.say(f"{kept:,} shards of {job.rows:,} rows are kept: the same command with --resume goes on")
+            raise
 
 
 def _fill(shards: Shards, job: Job, watch: Watch, again: bool, engine: str, workers: int | None) -> int:
