@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from io import TextIOWrapper
@@ -25,6 +26,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except LabeltuneError as error:
+            if not _speaks():
+                raise typer.Exit(error.exit_code) from None
             word = "interrupted" if error.exit_code == 130 else "error"
             err.print(f"[bold red]{word}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
@@ -92,7 +95,7 @@ def train(
     from labeltune.screen import Screen
 
     recipe = data if data and data.endswith(".toml") else None
-    with Screen(err, quiet=json_) as screen:
+    with Screen(err, quiet=json_ or not _speaks()) as screen:
         done = train_run(
             None if recipe else data,
             config=recipe,
@@ -106,7 +109,7 @@ def train(
             resume=resume,
             listen=screen.see,
         )
-    if json_:
+    if json_ and _speaks():
         _print_json(done.metrics)
 
 
@@ -391,6 +394,11 @@ def settings(
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
+
+
+def _speaks() -> bool:
+    """Of the processes that torchrun starts, the first one speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _number_or_name(value: str | None) -> str | float | None:

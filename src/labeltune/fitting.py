@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from labeltune.job import (
 from labeltune.ledger import Ledger
 from labeltune.run import WORK, Run, open_run, refuse_existing
 from labeltune.tasks import Calibration
+from labeltune.training.distributed import World, joined
 from labeltune.training.trainer import Group
 from labeltune.training.trainer import train as steps
 
@@ -75,24 +77,46 @@ def train(
             return open_run(folder)
     else:
         refuse_existing(folder)
-    with claimed(folder), threads(asked.train.threads):
-        if not resume:
-            refuse_existing(folder)  # again, for another training may just have ended here
-        ledger = Ledger(folder)
-        bench = Bench(folder / WORK, ledger, folder / QUARANTINE)
-        fresh = not (folder / WORK / CHECKPOINT).exists()
-        job = prepare(asked, folder, bench, listen, given=given, fresh=fresh)
-        with graceful() as stop:
-            begin(job, job.checkpoint, listen)
-            _loop(job, stop, listen)
-        try:
-            figures = score(job, listen, ledger)
-        except KeyboardInterrupt:
-            raise _leave(job) from None
-        with graceful():
-            write(job, *figures, "finished")
-            shutil.rmtree(folder / WORK, ignore_errors=True)
+    with joined(sharded=asked.train.shard) as world, threads(asked.train.threads):
+        world.wait()  # all have read what is in the folder
+        with _place(folder, world) as own:
+            if not resume and world.rank == 0:
+                refuse_existing(folder)  # again, for another training may just have ended here
+            _train(asked, own, folder / WORK / CHECKPOINT, given, listen if world.rank == 0 else quiet, world)
+        world.wait()
     return open_run(folder)
+
+
+@contextmanager
+def _place(folder: Path, world: World) -> Iterator[Path]:
+    """Where this process writes: the first one into the run's folder, the others where nobody looks."""
+    if world.rank == 0:
+        with claimed(folder):
+            yield folder
+    else:
+        with TemporaryDirectory(prefix="labeltune-") as place:
+            yield Path(place) / folder.name
+
+
+def _train(
+    config: Config, folder: Path, checkpoint: Path, given: tuple[object, ...], listen: Listener, world: World
+) -> None:
+    """One training in its folder, from the checkpoint where there is one, to the sealed run."""
+    ledger = Ledger(folder)
+    bench = Bench(folder / WORK, ledger, folder / QUARANTINE)
+    job = prepare(config, folder, bench, listen, given=given, fresh=not checkpoint.exists(), world=world)
+    with graceful() as stop:
+        begin(job, checkpoint, listen)
+        world.wait()
+        _loop(job, stop, listen)
+    try:
+        figures = score(job, listen, ledger)
+    except KeyboardInterrupt:
+        raise _leave(job) from None
+    with graceful():
+        if world.rank == 0:
+            write(job, *figures, "finished")
+        shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def named_and_given(*sources: object) -> tuple[dict[str, object], tuple[object, ...]]:
@@ -117,15 +141,17 @@ def _in_words(source: object) -> object:
 
 def _loop(job: Job, stop: Stop, listen: Listener) -> None:
     """Consume the facts of the training: log, checkpoint, listener."""
-    group = Group(job.assembly.backbone)
+    world = job.world
+    group = Group(job.assembly.backbone, world=world)
     if job.trial.status == "running":
         group.admit(job.trial)
     facts = steps(group)
-    while not stop.asked and (step := next(facts, None)) is not None:
-        if follow(job, step):
+    asked = False
+    while not (asked := world.any(stop.asked)) and (step := next(facts, None)) is not None:
+        if follow(job, step) and world.rank == 0:
             save_checkpoint(job, job.checkpoint)
         listen(step)
-    if stop.asked:
+    if asked:
         raise _leave(job)
     if job.trial.status in FAILURES and not job.trial.best:
         message, hint = FAILURES[job.trial.status]
@@ -138,7 +164,8 @@ def _leave(job: Job) -> Interrupted:
     if trial.status == "running":
         save_checkpoint(job, job.checkpoint)
     trial.finish()
-    write(job, {"train": train_figures(job)}, Calibration(), "interrupted")
+    if job.world.rank == 0:
+        write(job, {"train": train_figures(job)}, Calibration(), "interrupted")
     return Interrupted(
         f"stopped at step {trial.step:,} of {trial.plan.total:,}; {job.folder} can be used as it is",
         hint="the same command with --resume goes on",

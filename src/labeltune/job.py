@@ -20,6 +20,7 @@ from labeltune.config import Config, switches, to_toml, with_settings
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded
 from labeltune.data.specials import unknown_token
 from labeltune.data.store import Store
+from labeltune.errors import SettingsError
 from labeltune.facts import Checked, Listener, Ready, Said, Scored
 from labeltune.folder import facts_of, parts, refuse_other
 from labeltune.inference import Labeller, NotFinite, caveats, lost
@@ -45,6 +46,7 @@ from labeltune.schema import Example, Prediction
 from labeltune.storage import append_jsonl, atomic_folder, read_json, read_jsonl, to_json, write_atomic, write_json
 from labeltune.tasks import Calibration, Loss
 from labeltune.training.checkpoint import load_state, save_state
+from labeltune.training.distributed import ALONE, World, shard
 from labeltune.training.meter import Meter
 from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
 
@@ -67,6 +69,7 @@ class Job:
     """What one training works on.
 
     dev: the rows that choose the weights, and the same encoded. lost: what was cut off the training rows.
+    world: the processes that do it together.
     """
 
     folder: Path
@@ -77,6 +80,7 @@ class Job:
     dev: tuple[list[Example], Store]
     meter: Meter
     lost: Mapping[str, int]
+    world: World = ALONE
 
     @property
     def checkpoint(self) -> Path:
@@ -96,6 +100,7 @@ def prepare(
     given: Given = (None, None, None),
     whole: bool = False,
     fresh: bool = True,
+    world: World = ALONE,
 ) -> Job:
     """Load, check and encode everything; nothing is trained yet, and bad input stops here.
 
@@ -109,6 +114,10 @@ def prepare(
     labels = task.label_set(loaded.train, config.data)
     backbone = bench.backbone(config, None if whole else config.model.depth)
     assembly = assemble(config, labels, bench.tokenizer(config), backbone)
+    if world.sharded:
+        _refuse_to_shard(config)
+        held = shard(backbone.model, list(backbone.blocks), world)
+        listen(Said(f"the backbone is divided among {world.size} processes: {held:,} parameters in this one"))
     listen(Checked(assembly.selfcheck))
     if warning := untested(backbone.device):
         listen(Said(f"warning: {warning}"))
@@ -124,16 +133,26 @@ def prepare(
     trial = _trial(assembly, rows, lambda loss: _dev_figures(labeller, dev_rows, dev_store, loss))
     if config.train.init is not None and fresh:
         listen(Said(start_from(assembly, Path(config.train.init))))
-    return Job(folder, loaded, assembly, trial, labeller, (dev_rows, dev_store), Meter(), cut["train"])
+    return Job(folder, loaded, assembly, trial, labeller, (dev_rows, dev_store), Meter(), cut["train"], world)
+
+
+def _refuse_to_shard(config: Config) -> None:
+    for name, value in (("lora.kind", config.lora.kind), ("model.quantization", config.model.quantization)):
+        if value in ("full", "dora", "int8", "nf4"):
+            message = f"a sharded backbone does not go with {value}"
+            raise SettingsError(message, at=name, hint="set train.shard = false, or choose another")
 
 
 def begin(job: Job, checkpoint: Path, listen: Listener) -> None:
     """Write down what is trained on what, and take up the checkpoint, if there is one."""
     _settle_folder(job)
-    _go_on(job, checkpoint)
+    before = _go_on(job, checkpoint)
     counts = {name: len(split) for name, split in parts(job.loaded).items()}
     trained = sum(p.numel() for p in job.trial.parameters.values())
     trial, assembly = job.trial, job.assembly
+    if before not in (None, job.world.size):
+        told = f"begun with {before} processes, goes on with {job.world.size}: the same but for rounding"
+        listen(Said(f"this training was {told}"))
     listen(Ready(assembly.config, counts, len(assembly.labels), trained, trial.step, trial.plan.total))
 
 
@@ -213,16 +232,19 @@ def _settle_folder(job: Job) -> None:
     write_atomic(job.folder / CONFIG, to_toml(job.assembly.config))
 
 
-def _go_on(job: Job, path: Path) -> None:
-    """Take up the checkpoint, if there is one, and cut the log back to it."""
+def _go_on(job: Job, path: Path) -> int | None:
+    """Take up the checkpoint, if there is one, and cut the log back to it; how many processes have written it."""
     log = job.folder / LOG
     kept: list[Mapping[str, Any]] = []
+    processes: int | None = None
     if path.exists():
         state = load_state(path)
         restore(job.trial, state)
         job.meter.rows, job.meter.tokens, job.meter.seconds = state.facts["meter"]
+        processes = state.facts["processes"]
         kept = [line for line in read_jsonl(log) if int(str(line["step"])) <= job.trial.step] if log.exists() else []
     write_atomic(log, "".join(to_json(line) + "\n" for line in kept))
+    return processes
 
 
 # Following
@@ -257,7 +279,7 @@ def _log(job: Job, step: Step) -> None:
 def save_checkpoint(job: Job, path: Path) -> None:
     """Write all that the trial needs to go on elsewhere."""
     state, meter = state_of(job.trial), job.meter
-    facts = {**state.facts, "meter": [meter.rows, meter.tokens, meter.seconds]}
+    facts = {**state.facts, "meter": [meter.rows, meter.tokens, meter.seconds], "processes": job.world.size}
     save_state(path, replace(state, facts=facts))
 
 

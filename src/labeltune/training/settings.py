@@ -51,6 +51,8 @@ class TrainConfig(Settings):
     """Steps between checkpoints [at each evaluation]."""
     init: str | None = None
     """Run whose adapter and head the training starts from (`--init`)."""
+    shard: bool = False
+    """Divide the frozen backbone among the processes of torchrun (FSDP2), where it does not fit into one."""
     device: Annotated[str, one_of(DEVICES)] = "auto"
     """Where to compute."""
     threads: Annotated[int, Field(ge=1)] | None = None

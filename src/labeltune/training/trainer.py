@@ -26,6 +26,7 @@ from labeltune.model.backbone import Backbone
 from labeltune.model.member import LabelModel, Member
 from labeltune.schema import Batch
 from labeltune.training.checkpoint import State, moments_of, restore_moments
+from labeltune.training.distributed import World
 from labeltune.training.optimiser import adamw, lr_factor, scale_and_clip, set_lr
 from labeltune.training.settings import TrainConfig
 
@@ -33,6 +34,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
 """(logits_SL, labels, target_document) -> (sum of weighted losses, sum of weights)."""
 Evaluate = Callable[[], Mapping[str, float]]
 """Dev metrics of the member as it is now; `loss` among them settles between equal ones."""
+OUT_OF_MEMORY = "out of memory"
 NO_MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
 MICRO_TOKENS = 1024
 """Tokens of a forward pass where the settings leave it open: the CPU's sweet spot."""
@@ -195,10 +197,11 @@ class Group:
     """Trials that share one backbone and train side by side.
 
     apart: memory has run out for all of them in one pass, so each has passes of its own.
+    world: the processes that train the group together; each has the same trials.
     """
 
-    def __init__(self, backbone: Backbone, *, apart: bool = False) -> None:
-        self.backbone, self.apart = backbone, apart
+    def __init__(self, backbone: Backbone, *, apart: bool = False, world: World | None = None) -> None:
+        self.backbone, self.apart, self.world = backbone, apart, world or World()
         self.trials: list[Trial] = []
         self.model = LabelModel(backbone, [])
 
@@ -265,7 +268,7 @@ def train(group: Group) -> Iterator[Step]:
         _backward(group, turns)
         _share(turns, time.monotonic() - began)
         for turn in turns:
-            step = _update(turn, turn_ends=turn is turns[-1])
+            step = _update(turn, group.world, turn_ends=turn is turns[-1])
             if step.last:
                 turn.trial.finish()
             yield step
@@ -281,27 +284,42 @@ def _share(turns: Sequence[_Turn], seconds: float) -> None:
 
 
 def _backward(group: Group, turns: Sequence[_Turn]) -> None:
-    """Each trial's loss and gradients: all in one pass; where memory runs out one by one, then in smaller parts.
+    """Each trial's loss and gradients, summed over all processes."""
+    _own_share(group, turns)
+    for turn in turns:
+        failed = turn.trial.status != "running"
+        sums = group.world.add([*turn.trial.parameters.values()], [turn.loss, turn.weight, turn.tokens, failed])
+        turn.loss, turn.weight, turn.tokens = sums[0], sums[1], int(sums[2])
+        if sums[3]:
+            turn.trial.status = OUT_OF_MEMORY
 
-    The same rows, divided in another way, give the same gradients but for rounding.
+
+def _own_share(group: Group, turns: Sequence[_Turn]) -> None:
+    """This process's rows: all trials in one pass; where memory runs out one by one, then in smaller parts.
+
+    The same rows, divided in another way, give the same gradients but for rounding. With a sharded backbone all
+    processes must make the same passes, so there an error stays one.
     """
+    if group.world.sharded:
+        _pass(group, turns, range(len(turns)))
+        return
     if not group.apart:
-        if _fits(group.model, turns, range(len(turns))):
+        if _fits(group, turns, range(len(turns))):
             return
         group.apart = len(turns) > 1
     for k, turn in enumerate(turns):
-        while not _fits(group.model, turns, [k]):
-            if not turn.trial.halve(turn.rows):
-                turn.trial.status = "out of memory"
+        while not _fits(group, turns, [k]):
+            if not turn.trial.halve(group.world.shares(turn.rows, turn.trial.rows.lengths)[group.world.rank]):
+                turn.trial.status = OUT_OF_MEMORY
                 turn.begin()
                 break
             turn.micro_tokens = turn.trial.micro_tokens
 
 
-def _fits(model: LabelModel, turns: Sequence[_Turn], active: Collection[int]) -> bool:
-    """Run the pass of the active turns; False where there is too little memory for it."""
+def _fits(group: Group, turns: Sequence[_Turn], active: Collection[int]) -> bool:
+    """Run the passes of the active turns; False where there is too little memory for them."""
     try:
-        _pass(model, turns, active)
+        _pass(group, turns, active)
     except (RuntimeError, MemoryError) as error:
         if not memory_ran_out(error):
             raise
@@ -317,18 +335,52 @@ def memory_ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in NO_MEMORY)
 
 
-def _pass(model: LabelModel, turns: Sequence[_Turn], active: Collection[int]) -> None:
+def _pass(group: Group, turns: Sequence[_Turn], active: Collection[int]) -> None:
     """Sum the loss and gradients of the active trials over their micro-batches, packed side by side."""
     keys = [turn.trial.key.fold("epoch", turn.epoch) for turn in turns]
     for k in active:
         turns[k].begin()
-    parts = (turn.trial.micro(turn.rows) if k in active else [] for k, turn in enumerate(turns))
-    for rows in zip_longest(*parts, fillvalue=()):
-        slices = [[(row, turn.trial.rows[row]) for row in chosen] for turn, chosen in zip(turns, rows, strict=True)]
-        batch = pack(slices, model.backbone.device)
-        losses = _losses(turns, batch, model(batch, keys))
+    by_process = _passes(group.world, turns, active)
+    own = by_process[group.world.rank]
+    for rows in own:
+        losses = _losses(turns, *_forward(group.model, turns, rows, keys))
         if losses:
             torch.stack(losses).sum().backward()
+    if group.world.sharded:
+        for _ in range(max(map(len, by_process)) - len(own)):  # the others wait for this one's part of the backbone
+            _idle(group.model, turns, keys)
+
+
+Rows = tuple[Sequence[int], ...]
+"""Per trial the rows of one pass."""
+
+
+def _passes(world: World, turns: Sequence[_Turn], active: Collection[int]) -> list[list[Rows]]:
+    """The passes of each process."""
+    divided = [world.shares(turn.rows, turn.trial.rows.lengths) for turn in turns]
+    found = []
+    for rank in range(world.size):
+        parts = (
+            turn.trial.micro(divided[k][rank]) if k in active and divided[k][rank] else []
+            for k, turn in enumerate(turns)
+        )
+        found.append(list(zip_longest(*parts, fillvalue=())))
+    return found
+
+
+def _forward(
+    model: LabelModel, turns: Sequence[_Turn], rows: Rows, keys: Sequence[Key]
+) -> tuple[Batch, list[torch.Tensor]]:
+    slices = [[(row, turn.trial.rows[row]) for row in chosen] for turn, chosen in zip(turns, rows, strict=True)]
+    batch = pack(slices, model.backbone.device)
+    return batch, model(batch, keys)
+
+
+def _idle(model: LabelModel, turns: Sequence[_Turn], keys: Sequence[Key]) -> None:
+    """A pass that adds nothing: the first row, times zero."""
+    rows: Rows = ([turns[0].rows[0]], *([] for _ in turns[1:]))
+    _, logits = _forward(model, turns, rows, keys)
+    (logits[0].sum() * 0).backward()
 
 
 def _losses(turns: Sequence[_Turn], batch: Batch, logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -345,7 +397,7 @@ def _losses(turns: Sequence[_Turn], batch: Batch, logits: Sequence[torch.Tensor]
     return losses
 
 
-def _update(turn: _Turn, *, turn_ends: bool) -> Step:
+def _update(turn: _Turn, world: World, *, turn_ends: bool) -> Step:
     """One optimiser step of one trial, and its evaluation where one is due."""
     trial, began = turn.trial, time.monotonic()
     lr, norm, evaluation = 0.0, math.nan, None
@@ -355,7 +407,7 @@ def _update(turn: _Turn, *, turn_ends: bool) -> Step:
     if trial.status == "running":
         trial.step += 1
         if trial.evaluate is not None and trial.evaluation_due(turn.epoch_ends):
-            metrics = trial.evaluate()
+            metrics = world.same(trial.evaluate())
             evaluation = Evaluation(metrics, trial.judge(metrics, turn.epoch + 1))
         if trial.step >= trial.plan.total and trial.status == "running":
             trial.status = "finished"
