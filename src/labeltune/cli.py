@@ -419,14 +419,16 @@ def _settings(sets: list[str] | None, on_bad_row: str | None = None) -> dict[str
 
 
 def _log(event: Mapping[str, object]) -> None:
-    """One line of JSON on standard error."""
+    """One line of JSON on standard error; where that is full or closed, answers matter more than logs."""
+    from contextlib import suppress
     from datetime import UTC, datetime
 
     from labeltune.storage import to_json
 
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    sys.stderr.write(to_json({"time": now, **event}, sort=False) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.write(to_json({"time": now, **event}, sort=False) + "\n")
+        sys.stderr.flush()
 
 
 def _print_json(value: object) -> None:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from labeltune.serve import classify, huggingface, kserve, page, runs, tei
 from labeltune.serve.desk import Desk, Gone
@@ -50,10 +50,10 @@ def _watch(app: FastAPI, desk: Desk, measures: Measures) -> None:
         """Whether it answers; 503 while it is loading or about to stop."""
         return Reply({"status": desk.state}, 200 if desk.state == "ready" else 503)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters and histograms for Prometheus."""
-        return Response(measures.render(), media_type=CONTENT_TYPE)
+        return PlainTextResponse(measures.render(), headers={"content-type": CONTENT_TYPE})
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -20,6 +20,8 @@ from labeltune.serve.settings import ServeConfig
 T = TypeVar("T")
 ADMIN_SCOPE = "labeltune.admin"
 """Where it says whether the request carries an admin's key."""
+CHARACTERS = 6
+"""Of a token, at most, in most texts: a request of so few tokens is refused before they are counted."""
 NOTES = "labeltune.notes"
 """Where a request's ASGI scope keeps what is to be logged of it."""
 Item = str | Mapping[str, object]
@@ -130,8 +132,9 @@ class Desk:
         loop = asyncio.get_running_loop()
         while True:
             hosted = self.find(run)
-            examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
             try:
+                self.fleet.engine_of(hosted).refuse_early(sum(map(_characters, items)) // CHARACTERS)
+                examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
                 future = self.fleet.engine_of(hosted).submit(hosted, examples, rows, wish)
             except Departed:  # it was loaded anew meanwhile, or is gone: look again
                 continue

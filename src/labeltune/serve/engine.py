@@ -9,6 +9,7 @@ Only the engine's own thread touches the backbone; runs come and go between two 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -101,6 +102,30 @@ class _Ticket:
             self.future.set_exception(error)
 
 
+class Speed:
+    """How long passes take: a part for each pass and a part for each token, fitted to the last ones.
+
+    A pass of one text takes longer a token than a full one, so tokens a second alone would be too careful.
+    """
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, tokens, seconds, tokens², tokens x seconds; faded
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """A pass has ended."""
+        self._sums = FADE * self._sums + (1, tokens, seconds, tokens**2, tokens * seconds)
+
+    def seconds(self, tokens: int, budget: int) -> float:
+        """What so many tokens will take in passes of the budget."""
+        weight, x, y, xx, xy = self._sums.tolist()
+        if not x or not tokens:
+            return 0.0
+        spread = xx - x * x / weight
+        token = (xy - x * y / weight) / spread if spread > 1e-6 * xx else y / x
+        token = min(max(token, 0.0), y / x)
+        return token * tokens + (y - token * x) / weight * math.ceil(tokens / budget)
+
+
 class Engine:
     """A backbone that answers for its members. Every method may be called from any thread.
 
@@ -119,7 +144,7 @@ class Engine:
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._stopped = False
-        self._tokens, self._seconds, self._running = 0.0, 0.0, 0
+        self._speed, self._running, self._began = Speed(), 0, 0.0
         self._thread = threading.Thread(target=self._loop, name="labeltune-engine", daemon=True)
         self._thread.start()
 
@@ -141,12 +166,19 @@ class Engine:
         with self._changed:
             if id(hosted) not in self._open:
                 raise Departed("the run has been taken out", at=hosted.name)
-            wait = self._wait(tokens)
-            if wait > self.max_wait or self._stopped:
-                raise Overloaded(wait)
+            self._refuse_waiting(tokens)
             self._queue.append(ticket)
             self._changed.notify()
         return ticket.future
+
+    def refuse_early(self, tokens: int) -> None:
+        """Refuse a request of about so many tokens before they are counted.
+
+        Raises:
+            Overloaded: it would wait too long.
+        """
+        with self._changed:
+            self._refuse_waiting(tokens)
 
     def admit(self, hosted: Hosted) -> Future[None]:
         """Check the backbone under the run's mask, and answer for the run from the next pass on."""
@@ -188,12 +220,13 @@ class Engine:
             self._changed.notify()
         return future
 
-    def _wait(self, tokens: int) -> float:
-        """Seconds until others let a request of so many tokens through, by the speed of the last passes."""
-        if not self._tokens:
-            return 0.0
-        ahead = self._running + sum(min(ticket.left, tokens) for ticket in self._queue)
-        return ahead * self._seconds / self._tokens
+    def _refuse_waiting(self, tokens: int) -> None:
+        """Raise where others would let a request of so many tokens wait too long."""
+        running = self._speed.seconds(self._running, self.budget) - (time.perf_counter() - self._began)
+        ahead = sum(min(ticket.left, tokens) for ticket in self._queue)
+        wait = self._speed.seconds(ahead, self.budget) + (max(0.0, running) if self._running else 0.0)
+        if wait > self.max_wait or self._stopped:
+            raise Overloaded(wait)
 
     # The thread
 
@@ -230,7 +263,7 @@ class Engine:
             used += text.tokens
             ticket.left -= text.tokens
             self._queue.rotate(-1)
-        self._running = used
+        self._running, self._began = used, time.perf_counter()
         return taken
 
     def _answer(self, texts: list[_Text]) -> None:
@@ -249,7 +282,7 @@ class Engine:
             return
         tokens, seconds = sum(text.tokens for text in texts), time.perf_counter() - start
         with self._changed:
-            self._tokens, self._seconds = FADE * self._tokens + tokens, FADE * self._seconds + seconds
+            self._speed.note(tokens, seconds)
             self._running = 0
         self._hear(Pass(len(texts), tokens, seconds, len({id(text.ticket.hosted) for text in texts})))
 

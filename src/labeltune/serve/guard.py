@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labeltune.serve.desk import ADMIN_SCOPE, NOTES
@@ -43,6 +44,14 @@ class Guard:
             return
         visit = _Visit(scope, send)
         try:
+            await self._answer(scope, receive, visit)
+        except _Left:
+            visit.status = GONE
+        finally:
+            self._note(scope, visit)
+
+    async def _answer(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
+        try:
             self._admit(scope)
             content = await self._read(scope, receive)
             try:
@@ -51,10 +60,6 @@ class Guard:
                 self._room += len(content)
         except Refusal as refusal:
             await visit.refuse(refusal)
-        except _Left:
-            visit.status = GONE
-        finally:
-            self._note(scope, visit)
 
     def _admit(self, scope: Scope) -> None:
         headers = scope["headers"]
@@ -129,7 +134,10 @@ class _Visit:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers()]
-        await self._send(message)
+        try:
+            await self._send(message)
+        except h11.LocalProtocolError:  # what followed the request was no HTTP, and uvicorn has closed the connection
+            raise _Left from None
 
     async def refuse(self, refusal: Refusal) -> None:
         """Reply without the application; the connection ends, for the rest of the body is not wanted."""
@@ -137,7 +145,7 @@ class _Visit:
         headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close"}
         given = [(name.lower().encode(), value.encode()) for name, value in {**headers, **refusal.headers}.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": given})
-        await self._send({"type": "http.response.body", "body": content})
+        await self.send({"type": "http.response.body", "body": content})
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]

@@ -56,25 +56,25 @@ def router(desk: Desk) -> APIRouter:
         """The server."""
         return Reply({"name": "labeltune", "version": version("labeltune"), "extensions": ["binary_tensor_data"]})
 
-    @routes.get("/health/live")
+    @routes.get("/health/live", response_class=Response)
     async def live() -> Response:
         """Whether the server lives."""
         return Response()
 
-    @routes.get("/health/ready")
+    @routes.get("/health/ready", response_class=Response)
     async def ready() -> Response:
         """Whether the server answers."""
         desk.refuse_unready()
         return Response()
 
     @routes.get("/models/{name}")
-    @routes.get("/models/{name}/versions/{_version}")
+    @routes.get("/models/{name}/versions/{_version}", include_in_schema=False)
     async def model(name: str) -> Reply:
         """A run's tensors."""
         return Reply(_about(desk.find(name)))
 
-    @routes.get("/models/{name}/ready")
-    @routes.get("/models/{name}/versions/{_version}/ready")
+    @routes.get("/models/{name}/ready", response_class=Response)
+    @routes.get("/models/{name}/versions/{_version}/ready", include_in_schema=False)
     async def model_ready(name: str) -> Response:
         """Whether a run answers."""
         desk.refuse_unready()
@@ -82,7 +82,7 @@ def router(desk: Desk) -> APIRouter:
         return Response()
 
     @routes.post("/models/{name}/infer", openapi_extra=SCHEMA)
-    @routes.post("/models/{name}/versions/{_version}/infer", openapi_extra=SCHEMA)
+    @routes.post("/models/{name}/versions/{_version}/infer", include_in_schema=False)
     async def infer(name: str, request: Request) -> Response:
         """Labels for tensors of texts; bytes behind the JSON where the client sends or wants them."""
         hosted = desk.find(name)

@@ -106,6 +106,7 @@ class Server:
                 http=patient(self.config.body_timeout, self.config.max_connections),
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 lifespan="off",
                 ws="none",
                 server_header=False,
