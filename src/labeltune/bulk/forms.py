@@ -64,7 +64,7 @@ def _write_table(file: IO[bytes], rows: Sequence[Answered], labels: Sequence[str
 
 
 def _join_parquet(shards: Sequence[Path], to: Path, name: str, given: pa.Schema | None) -> None:
-    schema = joined_schema(lambda: map(_read, shards), given)
+    schema = _schema(shards, given)
     held: list[pa.Table] = []
     with to.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for shard in shards:
@@ -76,7 +76,7 @@ def _join_parquet(shards: Sequence[Path], to: Path, name: str, given: pa.Schema 
 
 def _join_separated(separator: str) -> Callable[[Sequence[Path], Path, str, pa.Schema | None], None]:
     def join(shards: Sequence[Path], to: Path, name: str, given: pa.Schema | None) -> None:
-        schema = joined_schema(lambda: map(_read, shards), given)
+        schema = _schema(shards, given)
         with _opened(to, name) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
             writer = csv.writer(text, delimiter=separator, lineterminator="\n")
             writer.writerow(schema.names)
@@ -86,8 +86,15 @@ def _join_separated(separator: str) -> Callable[[Sequence[Path], Path, str, pa.S
     return join
 
 
-def _read(shard: Path) -> pa.Table:
-    return pq.ParquetFile(shard).read()
+def _schema(shards: Sequence[Path], given: pa.Schema | None) -> pa.Schema:
+    def columns(names: list[str]) -> Iterator[pa.Table]:
+        return (_read(shard, names) for shard in shards)
+
+    return joined_schema(lambda: map(pq.read_schema, shards), columns, given)
+
+
+def _read(shard: Path, columns: list[str] | None = None) -> pa.Table:
+    return pq.ParquetFile(shard).read(columns)
 
 
 LINES = Form(".jsonl", _write_lines, _join_lines)

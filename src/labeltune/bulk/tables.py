@@ -7,7 +7,7 @@ hold values of several kinds is written as text: strings as they are, all else a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -62,22 +62,34 @@ def _text(value: Any) -> str | None:
 # Shards of several types as one table
 
 
-def joined_schema(shards: Callable[[], Iterator[pa.Table]], given: pa.Schema | None) -> pa.Schema:
+def joined_schema(
+    schemas: Callable[[], Iterator[pa.Schema]],
+    columns: Callable[[list[str]], Iterator[pa.Table]],
+    given: pa.Schema | None,
+) -> pa.Schema:
     """The schema that all shards' rows have room in: the input's columns, then the answers.
 
-    given: that of the input, where it had one: a column keeps its type there where every value goes back into it.
+    schemas: those of the shards. columns: some columns of each shard. given: the schema of the input, where it had one:
+    a column has its type there if every value goes back into it, else one that holds all shards' values, else text.
     """
     types: dict[str, pa.DataType] = {}
     answers: dict[str, pa.DataType] = {}
-    for table in shards():
-        own = json.loads(table.schema.metadata[ANSWERS])
-        for field in table.schema:
+    for schema in schemas():
+        own = json.loads(schema.metadata[ANSWERS])
+        for field in schema:
             side = answers if field.name in own else types
             side[field.name] = _both(side.get(field.name, pa.null()), field.type)
-    wanted = _wanted(types, given)
-    for table in shards() if wanted else ():
-        wanted = {name: kind for name, kind in wanted.items() if _goes(table, name, kind)}
-    return pa.schema(list({**types, **wanted, **answers}.items()))
+    choices = {name: [*_given(name, given), kind, pa.string()] for name, kind in types.items()}
+    doubtful = [name for name in types if any(not _is(name, choices[name][0], schema) for schema in schemas())]
+    for table in columns(doubtful) if doubtful else ():
+        for name in doubtful:
+            choices[name] = [kind for kind in choices[name] if _goes(table, name, kind)]
+    return pa.schema([*((name, kinds[0]) for name, kinds in choices.items()), *answers.items()])
+
+
+def _is(name: str, kind: pa.DataType, schema: pa.Schema) -> bool:
+    """Whether a shard's column, if it is there, has this type already."""
+    return name not in schema.names or bool(schema.field(name).type.equals(kind))
 
 
 def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -91,18 +103,13 @@ def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return pa.string()
 
 
-def _wanted(types: Mapping[str, pa.DataType], given: pa.Schema | None) -> dict[str, pa.DataType]:
-    """The types that columns had in the input, where they are others now."""
-    found: dict[str, pa.DataType] = {}
+def _given(name: str, given: pa.Schema | None) -> list[pa.DataType]:
+    """The type that a column had in the input, if it had one there."""
     if given is None:
-        return found
-    for name, kind in types.items():
-        own = name
-        while own not in given.names and own.startswith("input_"):
-            own = own.removeprefix("input_")
-        if own in given.names and not given.field(own).type.equals(kind):
-            found[name] = given.field(own).type
-    return found
+        return []
+    while name not in given.names and name.startswith("input_"):
+        name = name.removeprefix("input_")
+    return [given.field(name).type] if name in given.names else []
 
 
 def _goes(table: pa.Table, name: str, kind: pa.DataType) -> bool:
