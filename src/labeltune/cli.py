@@ -86,6 +86,9 @@ def train(
     task: TaskName = None,
     sets: Sets = None,
     on_bad_row: OnBadRow = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A published recipe; DATA is its data set's folder.")
+    ] = None,
     init: Annotated[Path | None, typer.Option("--init", help="Start from this run's adapter and head.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     json_: Json = False,
@@ -94,11 +97,14 @@ def train(
     from labeltune.fitting import train as train_run
     from labeltune.screen import Screen
 
-    recipe = data if data and data.endswith(".toml") else None
+    if recipe is not None:
+        _train_recipe(recipe, data, run, model, _settings(sets, on_bad_row), resume, json_)
+        return
+    file = data if data and data.endswith(".toml") else None
     with Screen(err, quiet=json_ or not _speaks()) as screen:
         done = train_run(
-            None if recipe else data,
-            config=recipe,
+            None if file else data,
+            config=file,
             out=run,
             model=model,
             dev=_number_or_name(dev),
@@ -111,6 +117,72 @@ def train(
         )
     if json_ and _speaks():
         _print_json(done.metrics)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe, printed whole as TOML.")] = None,
+    json_: Json = False,
+) -> None:
+    """The papers' recipes: data, model, published score, cost."""
+    from labeltune.recipes.book import find
+    from labeltune.recipes.book import recipes as all_recipes
+
+    if name is not None:
+        sys.stdout.write(find(name).to_toml())
+        return
+    found = all_recipes().values()
+    if json_:
+        facts = ("name", "source", "paper", "protocol", "metric", "expected", "cost", "settings")
+        _print_json([{fact: getattr(recipe, fact) for fact in facts} for recipe in found])
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("recipe", no_wrap=True, min_width=max(len(recipe.name) for recipe in found))
+    for column in ("published", "model", "source"):
+        table.add_column(column)
+    for recipe in found:
+        score = "not known" if recipe.expected is None else f"{recipe.metric} {recipe.expected:g}"
+        table.add_row(*map(escape, (recipe.name, score, str(recipe.settings["model.name"]), recipe.paper)))
+    out.print(table)
+
+
+@app.command()
+def reproduce(
+    source: Annotated[
+        str, typer.Argument(help="ls-llama, llm-lora-classification, encoders, mask-groups or repetition.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = ...,  # type: ignore[assignment]  # required
+    only: Annotated[str | None, typer.Option("--only", help="A pattern of names, such as '*conll2003*'.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Another backbone for all.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A folder with the data sets [the hub].")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="Trainings per recipe [1 as published, 5 clean].")
+    ] = None,
+    sets: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Train what is missing of a paper's recipes and write its table beside the published figures."""
+    from dataclasses import asdict
+
+    from labeltune.recipes.reproducing import reproduce as reproduce_paper
+    from labeltune.recipes.reproducing import to_markdown
+    from labeltune.screen import Screen
+
+    with Screen(err, quiet=json_) as screen:
+        lines = reproduce_paper(
+            source,
+            out=folder,
+            only=only,
+            model=backbone,
+            data=data,
+            seeds=seeds,
+            settings=_settings(sets),
+            listen=screen.see,
+        )
+    if json_:
+        _print_json([asdict(line) for line in lines])
+    else:
+        out.print(escape(to_markdown(lines)), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -394,6 +466,24 @@ def settings(
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
+
+
+def _train_recipe(
+    name: str, data: str | None, run: Path, model: str | None, settings: dict[str, Any], resume: bool, json_: bool
+) -> None:
+    """`train --recipe`: the training, and its figure beside the published one."""
+    from labeltune.recipes.book import find
+    from labeltune.recipes.running import refuse_both, run_recipe
+    from labeltune.screen import Screen
+
+    refuse_both(name, data)
+    recipe = find(name)
+    with Screen(err, quiet=json_ or not _speaks()) as screen:
+        done = run_recipe(recipe, out=run, data=data, model=model, settings=settings, resume=resume, listen=screen.see)
+    if _speaks():
+        err.print(escape(f"{recipe.name}: {done.sentence(recipe)}"), highlight=False, soft_wrap=True)
+    if json_ and _speaks():
+        _print_json(done.run.metrics)
 
 
 def _speaks() -> bool:

@@ -31,6 +31,8 @@ class Config(Settings):
 
     task: str | None = None
     """classification, multilabel, regression, ordinal or tagging [guessed from the columns, and said]."""
+    recipe: str | None = None
+    """The published recipe that these settings are of (`labeltune recipes`)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()

@@ -35,6 +35,7 @@ from labeltune.data.readers.text import (
     read_tsv,
     read_tsv_unquoted,
 )
+from labeltune.data.readers.trees import looks_like_trees, read_trees
 from labeltune.errors import DataError
 from labeltune.storage import is_there
 
@@ -63,6 +64,7 @@ READERS: Mapping[str, Reader] = {
     "conll": read_conll,
     "lines": read_lines,
     "text": read_text,
+    "trees": read_trees,
     "parquet": read_parquet,
     "folder": read_folder,
 }
@@ -82,6 +84,7 @@ _TOLD = {
     "conll": "tokens in columns (CoNLL)",
     "lines": "lines of `LABEL text`",
     "text": "one text a line",
+    "trees": "one labelled tree a line (Stanford Sentiment Treebank)",
 }
 _SAMPLE = 200
 
@@ -227,6 +230,8 @@ def _by_content(path: Path, name: str, sample: list[str]) -> str:
         return "jsonl"
     if first.startswith("[") and first.lstrip("[ \t")[:1] in ("{", ""):
         return "json"
+    if looks_like_trees(sample):
+        return "trees"
     if looks_like_conll(path, name):
         return "conll"
     if _labels_first([first_word(line)[0] for line in sample]):
