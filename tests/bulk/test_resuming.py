@@ -179,6 +179,24 @@ def test_it_is_not_begun_again_and_not_gone_on_with_otherwise(
         predict_to(to, open_job(finished, [own], rows=100), resume=True)
 
 
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    finished: Path, source: Path, tmp_path: Path, typed, monkeypatch
+) -> None:
+    answer, left = Predictor.answer, iter(range(2))
+
+    def stopped(self: Predictor, *given: object, **how: object) -> list:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return answer(self, *given, **how)
+
+    words = ("predict", finished, source, "--out", tmp_path / "out.csv", "--shard-rows", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "answer", stopped)
+        found = typed(*words)
+    assert found.code == 130 and "2 shards of 100 rows are kept: the same command with --resume goes on" in found.err
+    assert typed(*words, "--resume").code == 0 and (tmp_path / "out.csv").exists()
+
+
 def test_resuming_what_was_never_begun_begins(finished: Path, source: Path, tmp_path: Path, typed) -> None:
     to = tmp_path / "out.jsonl"
     assert typed("predict", finished, source, "--out", to, "--resume").code == 0
