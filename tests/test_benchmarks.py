@@ -32,6 +32,20 @@ def called(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) 
     module.main()
 
 
+def test_the_serving_benchmark_loses_no_answer(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import serving
+
+    work = ("--work", tmp_path / "work")
+    called(serving, monkeypatch, "run", *work, "--backbone", tiny_folder, "--requests", 60, "--rounds", 1)
+    called(serving, monkeypatch, "report", *work, "--out", tmp_path / "found", "--hardware", "a toy")
+    rounds = json.loads((tmp_path / "found.json").read_text())["rounds"]
+    assert [one["side"] for one in rounds] == ["batched", "unbatched", "overload", "overload", "overload"]
+    assert not any(one["wrong"] or one["lost"] or set(one["statuses"]) - {"200", "429"} for one in rounds)
+    assert "| batched | 48 |" in (tmp_path / "found.md").read_text()
+
+
 def test_the_gpu_script_answers_every_question(tmp_path) -> None:
     import gpu
 

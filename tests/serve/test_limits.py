@@ -93,6 +93,19 @@ def test_malformed_bodies_are_the_clients_fault(served: Running, body: bytes, st
     assert reply.json()["error"]
 
 
+@pytest.mark.parametrize("depth", [50, 200, 400, 600, 900, 990])
+def test_rows_nested_without_end_are_the_clients_fault(served: Running, depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    for path, body in (
+        (PREDICT, b'{"rows": [{"text": "a", "more": %s}]}'),
+        (PREDICT, b'{"texts": %s}'),
+        ("/predict", b'{"inputs": %s}'),
+        ("/v2/models/moods/infer", b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": %s}]}'),
+    ):
+        reply = served.client.post(path, content=body % deep, headers={"content-type": "application/json"})
+        assert reply.status_code in ((200, 400, 422) if b"more" in body else (400, 422))
+
+
 def test_a_regression_has_no_score_to_abstain_by(served: Running) -> None:
     reply = served.client.post("/runs/regression/predict", json={"texts": ["a", "hen"], "min_score": 0.5})
     assert reply.status_code == 422
@@ -285,6 +298,29 @@ def test_runs_come_and_go_under_load_and_no_answer_is_lost_or_wrong(runs: dict[s
         ]
 
 
+def test_runs_that_leave_leave_nothing_behind(runs: dict[str, Path], start: Start) -> None:
+    keys = Keys.gather({"LABELTUNE_ADMIN_KEYS": ADMIN})
+    with start({"moods": runs["moods"]}, keys=keys) as running:
+        admin = {"headers": {"X-API-Key": ADMIN}}
+        (engine,) = running.server.fleet.engines
+
+        def hooks() -> int:
+            return sum(len(module._forward_hooks) for module in engine.backbone.model.modules())
+
+        before, threads = hooks(), threading.active_count()
+        for _ in range(5):
+            running.client.put("/runs/names", json={"folder": str(runs["names"])}, **admin)
+            running.client.put("/runs/names", json={"folder": str(runs["names"])}, **admin)
+            running.client.delete("/runs/names", **admin)
+        assert (hooks(), running.server.fleet.engines) == (before, [engine])
+        assert running.client.delete("/runs/moods", **admin).status_code == 204
+        assert (hooks(), running.server.fleet.engines) == (0, [])
+        assert threading.active_count() <= threads
+        assert running.client.get("/runs", **admin).json() == {"runs": []}
+        running.client.put("/runs/moods", json={"folder": str(runs["moods"])}, **admin)
+        assert running.client.post(PREDICT, json={"texts": "a"}, **admin).status_code == 200
+
+
 def test_while_loading_and_draining_all_but_health_is_503(runs: dict[str, Path], start: Start) -> None:
     with start({"moods": runs["moods"]}) as running:
         for state in ("loading", "draining"):
@@ -294,6 +330,13 @@ def test_while_loading_and_draining_all_but_health_is_503(runs: dict[str, Path],
             reply = running.client.post(PREDICT, json={"texts": "a"})
             assert reply.status_code == running.client.get("/ready").status_code == 503
             assert "loading" in reply.json()["error"]
+            for path, asked in (
+                ("/classify", {"input": "a"}),
+                ("/predict", {"inputs": "a"}),
+                ("/models/moods", {"inputs": "a"}),
+                ("/v2/models/moods/infer", {"inputs": []}),
+            ):
+                assert running.client.post(path, json=asked).status_code == 503
             assert running.client.get("/health").status_code == 200
 
 

@@ -57,12 +57,12 @@ class Desk:
         hosted = self.find(run)
         self._refuse_many(items)
         notes(request).update(run=hosted.name, texts=len(items))
-        if self.config.log_text:
-            notes(request)["text"] = list(items)
         self.pending += 1
         try:
             answers = await self._patiently(request, self._work(run, items, wish, truncate))
             notes(request)["tokens"] = sum(answer.tokens for answer in answers)
+            if self.config.log_text:
+                notes(request)["text"] = [answer.example.text for answer in answers]
             return answers
         except LabeltuneError as error:
             raise refusal_of(error) from None
@@ -96,8 +96,10 @@ class Desk:
         """The run of this name; without a name the only one.
 
         Raises:
-            Refusal: there is none, or there are several and none is named.
+            Refusal: there is none, or there are several and none is named; or they are still being loaded.
         """
+        if self.state == "loading":
+            self.refuse_unready()
         if run is None:
             names = [hosted.name for hosted in self.fleet.hosted]
             if len(names) != 1:
@@ -171,7 +173,18 @@ def notes(request: Request) -> dict[str, Any]:
 
 
 def _characters(item: Item) -> int:
-    return len(item) if isinstance(item, str) else len(str(item))
+    """Of all texts in it, however deep they lie."""
+    left: list[object] = [item]
+    count = 0
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            count += len(part)
+        elif isinstance(part, Mapping):
+            left.extend(part.values())
+        elif isinstance(part, list):
+            left.extend(part)
+    return count
 
 
 async def _left(request: Request) -> None:

@@ -111,7 +111,7 @@ class Guard:
         route = getattr(scope.get("route"), "path", "none")
         seconds = time.perf_counter() - visit.start
         self._measures.request(route, visit.status, seconds, notes.get("run"), notes.get("texts", 0))
-        if scope["path"] in OPEN and visit.status == 200:
+        if scope["path"] in OPEN:
             return
         event = {"event": "request", "id": visit.id, "method": scope["method"], "route": route, "status": visit.status}
         self._tell({**event, "ms": round(1000 * seconds, 1), **notes})

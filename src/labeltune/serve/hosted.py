@@ -13,7 +13,7 @@ from labeltune.config import Config
 from labeltune.data.columns import find_columns, kind_of
 from labeltune.data.encoding import Encoder
 from labeltune.data.examples import Reading
-from labeltune.data.readers.rows import Row, plain
+from labeltune.data.readers.rows import Row
 from labeltune.data.settings import DataConfig
 from labeltune.data.templates import parse
 from labeltune.errors import DataError
@@ -81,7 +81,7 @@ class Hosted:
                 hint = "give a row with " + ", ".join(map(repr, self.fields))
                 raise DataError("this run reads several fields", at=at, hint=hint)
             return self._plain.example(Row(at, {self.fields[0]: item}))
-        row = {str(name): plain(cell) for name, cell in item.items()}
+        row = dict(item)
         columns = find_columns([row], self._data, kind_of(self.config.task), labelled=False, at=at, strict=False)
         return Reading(columns, self._data).example(Row(at, row))
 
