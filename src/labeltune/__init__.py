@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from labeltune.fitting import train as train
     from labeltune.inspection import inspect as inspect
     from labeltune.interrupt import Interrupted as Interrupted
+    from labeltune.planning import Plan as Plan
+    from labeltune.planning import plan as plan
     from labeltune.predict import Predictor as Predictor
     from labeltune.predict import evaluate as evaluate
     from labeltune.predict import load as load
@@ -41,6 +43,7 @@ _HOMES = {
     "Interrupted": "interrupt",
     "LabeltuneError": "errors",
     "ModelError": "errors",
+    "Plan": "planning",
     "Prediction": "schema",
     "Predictor": "predict",
     "Run": "run",
@@ -55,6 +58,7 @@ _HOMES = {
     "inspect": "inspection",
     "load": "predict",
     "open_run": "run",
+    "plan": "planning",
     "sweep": "sweeps.sweeping",
     "train": "fitting",
 }

@@ -345,6 +345,40 @@ def inspect(
 
 
 @app.command()
+def plan(
+    data: Annotated[str, typer.Argument(help="Training rows, or a RECIPE.toml.")],
+    model: Model = None,
+    dev: Dev = None,
+    task: TaskName = None,
+    sets: Sets = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Memory to fit into, such as 24GB.")] = None,
+    price: Annotated[float | None, typer.Option("--price", help="Price of an hour of this machine.")] = None,
+    measure: Annotated[bool, typer.Option(help="Load the model and do a few steps here.")] = True,
+    json_: Json = False,
+) -> None:
+    """Tokens, memory and time of a training, before anything is spent."""
+    from labeltune.planning import plan as make_plan
+    from labeltune.planning import show
+
+    recipe = data if data.endswith(".toml") else None
+    found = make_plan(
+        None if recipe else data,
+        config=recipe,
+        model=model,
+        dev=_number_or_name(dev),
+        task=task,
+        settings=_settings(sets),
+        gpu=gpu,
+        price=price,
+        measure=measure,
+    )
+    if json_:
+        _print_json(found.as_json())
+    else:
+        show(found, out)
+
+
+@app.command()
 def init(
     data: Annotated[str, typer.Argument(help="Training rows: a file, a folder, or hf:owner/name[:config].")],
     model: Model = None,
