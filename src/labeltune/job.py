@@ -240,7 +240,7 @@ def _go_on(job: Job, path: Path) -> int | None:
     if path.exists():
         state = load_state(path)
         restore(job.trial, state)
-        job.meter.rows, job.meter.tokens, job.meter.seconds = state.facts["meter"]
+        job.meter.restore(state.facts["meter"])
         processes = state.facts["processes"]
         kept = [line for line in read_jsonl(log) if int(str(line["step"])) <= job.trial.step] if log.exists() else []
     write_atomic(log, "".join(to_json(line) + "\n" for line in kept))
@@ -252,7 +252,7 @@ def _go_on(job: Job, path: Path) -> int | None:
 
 def follow(job: Job, step: Step) -> bool:
     """Count and log a step of the job's trial; whether a checkpoint is due."""
-    job.meter.add(step.rows, step.tokens, step.seconds)
+    job.meter.add(step.rows, step.tokens, step.seconds, step.padded_tokens)
     _log(job, step)
     every = job.trial.config.checkpoint_steps
     return step.last or (step.evaluation is not None if every is None else step.step % every == 0)
@@ -278,8 +278,8 @@ def _log(job: Job, step: Step) -> None:
 
 def save_checkpoint(job: Job, path: Path) -> None:
     """Write all that the trial needs to go on elsewhere."""
-    state, meter = state_of(job.trial), job.meter
-    facts = {**state.facts, "meter": [meter.rows, meter.tokens, meter.seconds], "processes": job.world.size}
+    state = state_of(job.trial)
+    facts = {**state.facts, "meter": job.meter.state(), "processes": job.world.size}
     save_state(path, replace(state, facts=facts))
 
 
@@ -360,7 +360,9 @@ def _way_of_bad_rows(job: Job) -> str:
 def train_figures(job: Job) -> dict[str, Any]:
     """What `metrics.json` says of the training itself."""
     trial = job.trial
+    used = _utilisation(job)
     return job.meter.facts() | {
+        **({} if used is None else {"mfu": round(used, 4)}),
         "status": trial.status,
         "steps": trial.step,
         "best_step": trial.best_step,
@@ -369,6 +371,13 @@ def train_figures(job: Job) -> dict[str, Any]:
         "bad_rows": bad_rows(job.loaded),
         **({"lost": dict(job.lost)} if job.lost else {}),
     }
+
+
+def _utilisation(job: Job) -> float | None:
+    blocks = job.assembly.backbone.blocks
+    config = job.assembly.config
+    more = config.model.checkpointing == "on" or config.lora.kind == "full"
+    return job.meter.utilisation(sum(p.numel() for p in blocks.parameters()), 6.0 if more else 4.0)
 
 
 def _spent(train: Mapping[str, Any]) -> str:

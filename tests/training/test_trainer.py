@@ -269,3 +269,11 @@ def test_other_faults_of_a_pass_are_not_taken_for_it(make_trial) -> None:
     with pytest.raises(RuntimeError, match="a fault"):
         run(trial)
     hook.remove()
+
+
+def test_a_step_says_what_padding_would_have_been(make_trial) -> None:
+    trial = make_trial()
+    for step in run(trial, 3):
+        _, rows, _ = trial.plan.at(step.step - 1)
+        lengths = trial.rows.lengths[rows]
+        assert step.tokens == lengths.sum() and step.padded_tokens == len(rows) * lengths.max() >= step.tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,10 +21,20 @@ class Meter:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    padded: int = 0
 
-    def add(self, rows: int, tokens: int, seconds: float) -> None:
-        """Count a step that trained on `rows` and `tokens`."""
+    def add(self, rows: int, tokens: int, seconds: float, padded: int = 0) -> None:
+        """Count a step that trained on `rows` and `tokens`; padded: its tokens in rows of one length."""
         self.rows, self.tokens, self.seconds = self.rows + rows, self.tokens + tokens, self.seconds + seconds
+        self.padded += padded
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps."""
+        return [self.rows, self.tokens, self.seconds, self.padded]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on from what `state` gave."""
+        self.rows, self.tokens, self.seconds, self.padded = int(state[0]), int(state[1]), state[2], int(state[3])
 
     def facts(self) -> dict[str, float]:
         """The figures of `metrics.json`."""
@@ -33,7 +44,29 @@ class Meter:
             "rows_per_second": round(self.rows / seconds, 3),
             "tokens_per_second": round(self.tokens / seconds, 1),
             "peak_memory_gib": round(peak_memory(), 3),
+            **({"padding_share_saved": round(1 - self.tokens / self.padded, 4)} if self.padded else {}),
         }
+
+    def utilisation(self, parameters: int, operations: float) -> float | None:
+        """Model FLOPs utilisation: the share of the device's dense 16-bit peak; None where its peak is not known.
+
+        operations: per parameter and token, 4 for a frozen backbone, 6 with recomputation or all weights trained.
+        """
+        peak = known_peak()
+        return None if peak is None else operations * parameters * self.tokens / max(self.seconds, 1e-9) / peak
+
+
+PEAKS = {  # dense bf16 FLOPs a second, by the data sheets
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12, "B200": 2250e12,
+}  # fmt: skip
+
+
+def known_peak(name: str | None = None) -> float | None:
+    """Of a device by its name [the current one]."""
+    if name is None:
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for known, peak in PEAKS.items() if known in name), None)
 
 
 def peak_memory() -> float:

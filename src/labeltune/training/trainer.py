@@ -80,6 +80,7 @@ class Evaluation:
 class Step:
     """What one optimiser step of one trial did. `step` counts from 1; `lr` is the adapter's; `last` ends the trial.
 
+    padded_tokens: what the same rows would be if each were as long as the longest of the step.
     seconds: of the update, and the trial's share (by tokens) of the pass that its neighbours were in; no evaluation.
     micro_tokens: what a forward pass holds from now on, where memory ran out in this step; else None.
     turn_ends: all trials of the group have done as many steps as this one asked for.
@@ -94,6 +95,7 @@ class Step:
     grad_norm: float
     rows: int
     tokens: int
+    padded_tokens: int
     evaluation: Evaluation | None
     seconds: float
     micro_tokens: int | None
@@ -421,6 +423,7 @@ def _update(turn: _Turn, world: World, *, turn_ends: bool) -> Step:
         grad_norm=norm,
         rows=len(turn.rows),
         tokens=turn.tokens,
+        padded_tokens=len(turn.rows) * int(trial.rows.lengths[turn.rows].max()),
         evaluation=evaluation,
         seconds=turn.seconds,
         micro_tokens=turn.micro_tokens,
