@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from labeltune.errors import LabeltuneError
 from labeltune.schema import Encoded, Example
-from labeltune.serve.engine import Departed
+from labeltune.serve.engine import Departed, Overloaded
 from labeltune.serve.fleet import Fleet
 from labeltune.serve.hosted import Answer, Hosted, Wish
 from labeltune.serve.refusals import Refusal, refusal_of
@@ -22,6 +22,8 @@ ADMIN_SCOPE = "labeltune.admin"
 """Where it says whether the request carries an admin's key."""
 CHARACTERS = 6
 """Of a token, at most, in most texts: a request of so few tokens is refused before they are counted."""
+FRAME = 200
+"""Bytes of a body that may be no text."""
 NOTES = "labeltune.notes"
 """Where a request's ASGI scope keeps what is to be logged of it."""
 Item = str | Mapping[str, object]
@@ -114,6 +116,17 @@ class Desk:
         """Raise a 503 while the runs are loaded, and when the server is about to stop."""
         if self.state != "ready":
             raise Refusal(503, f"the server is {self.state}", {"Retry-After": "5"})
+
+    def refuse_crowd(self, size: int) -> None:
+        """Refuse a body of so many bytes before it is read, where every engine would refuse its texts.
+
+        Raises:
+            Refusal: a 429.
+        """
+        tokens = max(0, size - FRAME) // CHARACTERS
+        waits = [engine.wait(tokens) for engine in self.fleet.engines]
+        if waits and min(waits) > self.config.max_wait:
+            raise refusal_of(Overloaded(min(waits)))
 
     def close(self) -> None:
         """Encode nothing any more."""

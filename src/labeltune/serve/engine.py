@@ -171,6 +171,11 @@ class Engine:
             self._changed.notify()
         return ticket.future
 
+    def wait(self, tokens: int) -> float:
+        """Seconds that others would let a request of about so many tokens wait."""
+        with self._changed:
+            return self._wait(tokens)
+
     def refuse_early(self, tokens: int) -> None:
         """Refuse a request of about so many tokens before they are counted.
 
@@ -221,12 +226,14 @@ class Engine:
         return future
 
     def _refuse_waiting(self, tokens: int) -> None:
-        """Raise where others would let a request of so many tokens wait too long."""
-        running = self._speed.seconds(self._running, self.budget) - (time.perf_counter() - self._began)
-        ahead = sum(min(ticket.left, tokens) for ticket in self._queue)
-        wait = self._speed.seconds(ahead, self.budget) + (max(0.0, running) if self._running else 0.0)
+        wait = self._wait(tokens)
         if wait > self.max_wait or self._stopped:
             raise Overloaded(wait)
+
+    def _wait(self, tokens: int) -> float:
+        running = self._speed.seconds(self._running, self.budget) - (time.perf_counter() - self._began)
+        ahead = sum(min(ticket.left, tokens) for ticket in self._queue)
+        return self._speed.seconds(ahead, self.budget) + (max(0.0, running) if self._running else 0.0)
 
     # The thread
 

@@ -16,11 +16,10 @@ from typing import Any
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labeltune.serve.desk import ADMIN_SCOPE, NOTES
+from labeltune.serve.desk import ADMIN_SCOPE, NOTES, Desk
 from labeltune.serve.keys import Keys
 from labeltune.serve.measures import Measures
 from labeltune.serve.refusals import Refusal, body
-from labeltune.serve.settings import ServeConfig
 
 OPEN = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/ready"})
 """What answers without a key."""
@@ -34,9 +33,10 @@ Tell = Callable[[Mapping[str, object]], None]
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys, measures: Measures, tell: Tell) -> None:
-        self._app, self._config, self._keys, self._measures, self._tell = app, config, keys, measures, tell
-        self._room = MOST_BODIES * config.max_bytes
+    def __init__(self, app: ASGIApp, desk: Desk, keys: Keys, measures: Measures, tell: Tell) -> None:
+        self._app, self._desk, self._keys, self._measures, self._tell = app, desk, keys, measures, tell
+        self._config = desk.config
+        self._room = MOST_BODIES * desk.config.max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -75,6 +75,8 @@ class Guard:
         length = given.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._config.max_bytes:
             raise self._too_large()
+        if scope["method"] == "POST" and length.isdigit():
+            self._desk.refuse_crowd(int(length))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body, which takes its share of the room for bodies."""

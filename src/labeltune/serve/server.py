@@ -126,7 +126,7 @@ class Server:
             raise self._failed
 
     def _app(self) -> ASGIApp:
-        guard = Guard(make_app(self.desk, self.measures), self.config, self.keys, self.measures, self.tell)
+        guard = Guard(make_app(self.desk, self.measures), self.desk, self.keys, self.measures, self.tell)
         if not self.config.cors:
             return guard
         words = ["Authorization", "Content-Type", "X-API-Key"]
