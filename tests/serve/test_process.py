@@ -35,7 +35,19 @@ class Process:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "labeltune.cli", "serve", *map(str, words), "--port", "0", "--set", "train.threads=1"]
+    return [
+        sys.executable,
+        "-m",
+        "labeltune.cli",
+        "serve",
+        *map(str, words),
+        "--port",
+        "0",
+        "--set",
+        "train.threads=1",
+        "--set",
+        "serve.max_wait=60",
+    ]
 
 
 @contextmanager

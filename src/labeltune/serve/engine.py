@@ -32,6 +32,9 @@ from labeltune.serve.hosted import Answer, Hosted, Wish
 FADE = 0.9
 """How much of the measured speed the last passes keep at each new one."""
 
+SURPRISE = 3.0
+"""Times longer than expected that a pass may count."""
+
 BUSY = threading.Lock()
 """Held during a pass and while a backbone is loaded, which changes torch's default dtype for the whole process."""
 
@@ -112,7 +115,9 @@ class Speed:
         self._sums = np.zeros(5)  # of 1, tokens, seconds, tokens², tokens x seconds; faded
 
     def note(self, tokens: int, seconds: float) -> None:
-        """A pass has ended."""
+        """A pass has ended. One that surprises counts as `SURPRISE` times what was expected: the machine was away."""
+        expected = self.seconds(tokens, tokens)
+        seconds = min(seconds, SURPRISE * expected) if expected else seconds
         self._sums = FADE * self._sums + (1, tokens, seconds, tokens**2, tokens * seconds)
 
     def seconds(self, tokens: int, budget: int) -> float:
