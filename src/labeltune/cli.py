@@ -409,7 +409,7 @@ def adapt(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Its tokenizer [in the config's folder].")
     ] = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="clm or mntp.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="clm, mntp, or mlm (encoders).")] = None,
     heldout: Annotated[str | None, typer.Option("--heldout", help="Held-out text: a file or a share.")] = None,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,

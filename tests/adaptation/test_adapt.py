@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from labeltune.adapt_screen import duration
 from labeltune.adaptation.adapt import Looked, Ready, adapt
@@ -354,3 +354,18 @@ def test_every_error_is_ours(tmp_path: Path, text_file):
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(LabeltuneError):
         adapt(text_file, out=tmp_path / "out", model=str(folder), settings=FAST)
+
+
+def test_mlm_trains_an_encoder_from_a_config_and_refuses_a_decoder(tmp_path: Path, text_file, tiny_folder):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 128, **sizes}))
+    out = tmp_path / "encoder"
+    settings = {"adapt.objective": "mlm", "adapt.epochs": 2, "adapt.context": 64, "adapt.threads": 1}
+    adapt([text_file], from_config=str(config), tokenizer=str(tiny_folder), out=out, settings=settings)
+    model = AutoModelForMaskedLM.from_pretrained(out)
+    assert type(model).__name__ == "BertForMaskedLM"
+    figures = json.loads((out / "metrics.json").read_text())
+    assert "bits_per_byte" not in json.dumps(figures)
+    with pytest.raises(ModelError, match="llama fills in no hidden token at its own place"):
+        adapt([text_file], model=str(tiny_folder), out=tmp_path / "no", settings=settings)

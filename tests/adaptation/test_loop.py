@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from labeltune.adaptation.loop import Pace, Reader, Work, steps
 from labeltune.adaptation.objectives import OBJECTIVES, Masking
@@ -105,6 +105,40 @@ def test_mntp_is_a_padded_stock_pass_without_a_causal_mask(name, rows):
         asked = logits[place, torch.from_numpy(encoded.piece_start).long()]
         total = total + F.cross_entropy(asked, torch.from_numpy(encoded.labels), reduction="sum")
     loss, count = reader_of(model, "mntp").losses(rows, range(len(rows)), MASK.key, None)
+    assert count == sum(len(encoded.labels) for encoded in made) > 5
+    assert abs(loss.item() / total.item() - 1) <= 1e-6
+    assert apart(gradients(model, loss), gradients(oracle, total)) <= 1e-5
+
+
+ENCODERS = {
+    "bert": dict(type_vocab_size=2),
+    "roberta": dict(type_vocab_size=1, max_position_embeddings=80),
+    "modernbert": dict(local_attention=4, cls_token_id=1, sep_token_id=2),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_mlm_is_each_document_in_a_stock_masked_model(name, rows):
+    sizes = {k: v for k, v in SIZE.items() if k != "num_key_value_heads"} | ENCODERS[name]
+
+    def masked() -> PreTrainedModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(name, **sizes)
+            return AutoModelForMaskedLM.from_config(config, attn_implementation="eager").eval()
+
+    oracle, model = masked(), masked()
+    made = [OBJECTIVES["mlm"].make(row, MASK) for row in rows]
+    total = torch.zeros(())
+    for encoded, row in zip(made, rows, strict=True):
+        ids = torch.from_numpy(encoded.tokens).long()[None]
+        labels = torch.full_like(ids, -100)
+        places = torch.from_numpy(encoded.piece_start).long()
+        assert (ids[0, places] == MASK.token).all()
+        labels[0, places] = torch.from_numpy(row.tokens).long()[places]
+        if len(places):
+            total = total + oracle(input_ids=ids, labels=labels).loss * len(places)
+    loss, count = reader_of(model, "mlm").losses(rows, range(len(rows)), MASK.key, None)
     assert count == sum(len(encoded.labels) for encoded in made) > 5
     assert abs(loss.item() / total.item() - 1) <= 1e-6
     assert apart(gradients(model, loss), gradients(oracle, total)) <= 1e-5

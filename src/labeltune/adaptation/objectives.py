@@ -48,17 +48,20 @@ class Objective:
     """One way to learn from text.
 
     make: a row to its targets. unmask: who may see whom unless `model.unmask` says otherwise.
+    encoder: of encoders, whose masked language model answers at the hidden token itself.
     whole: every token is predicted from those before it, so the loss is a code length and bits per byte make sense.
     """
 
     make: Make
     unmask: str
     whole: bool
+    encoder: bool = False
 
 
 def clm(row: Row, masking: Masking) -> Encoded:
     """Causal language modelling: each new token, an end token too, from those before it."""
-    return _targets(row.tokens, np.arange(max(row.first, 1), len(row.tokens)), row.tokens)
+    places = np.arange(max(row.first, 1), len(row.tokens))
+    return _targets(row.tokens, places - 1, row.tokens[places])
 
 
 def mntp(row: Row, masking: Masking) -> Encoded:
@@ -66,32 +69,45 @@ def mntp(row: Row, masking: Masking) -> Encoded:
 
     The place before, because that is where a causal model was trained to answer.
     """
-    chosen = np.arange(max(row.first, 1), row.last)
+    shown, hidden = _hidden(row, masking, max(row.first, 1))
+    return _targets(shown, hidden - 1, row.tokens[hidden])
+
+
+def mlm(row: Row, masking: Masking) -> Encoded:
+    """Masked language modelling (BERT, arXiv 1810.04805): a hidden token at its own place; all of them are masked."""
+    shown, hidden = _hidden(row, masking, row.first)
+    return _targets(shown, hidden, row.tokens[hidden])
+
+
+def _hidden(row: Row, masking: Masking, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row with some of its new tokens hidden, and their places (t)."""
+    chosen = np.arange(first, row.last)
     numbers = torch.full((len(chosen),), row.number, dtype=torch.int64)
     kept = keep_mask(masking.key, numbers, torch.from_numpy(chosen), 1, masking.share)
     hidden = chosen[~kept.numpy().ravel()]
     shown = row.tokens.copy()
     shown[hidden] = masking.token
-    return _targets(shown, hidden, row.tokens)
+    return shown, hidden
 
 
-def _targets(shown: np.ndarray, places: np.ndarray, tokens: np.ndarray) -> Encoded:
-    """A row that shows `shown` and is asked, one place earlier, for `tokens` at `places` (t)."""
+def _targets(shown: np.ndarray, places: np.ndarray, labels: np.ndarray) -> Encoded:
+    """A row that shows `shown` and is asked at `places` (t) for the tokens `labels` (t)."""
     count = len(places)
     return Encoded(
         tokens=shown,
         window_lengths=np.array([len(shown)], np.int32),
-        piece_start=(places - 1).astype(np.int32),
-        piece_end=places.astype(np.int32),
+        piece_start=places.astype(np.int32),
+        piece_end=(places + 1).astype(np.int32),
         piece_weight=np.ones(count, np.int32),
         piece_target=np.arange(count, dtype=np.int32),
         target_span=np.zeros((count, 2), np.int32),
-        labels=tokens[places].astype(np.int64),
+        labels=labels.astype(np.int64),
     )
 
 
 OBJECTIVES = {
     "clm": Objective(clm, unmask="none", whole=True),
     "mntp": Objective(mntp, unmask="all", whole=False),
+    "mlm": Objective(mlm, unmask="all", whole=False, encoder=True),
 }
 """Name -> objective. `clm` with a removed mask would copy the answer, so it is refused."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labeltune.adaptation.gathering import SETTINGS
+from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.setup import Setup
 from labeltune.errors import RunError
 from labeltune.model import causal as causals
@@ -41,7 +42,8 @@ def _whole(setup: Setup) -> Causal:
     if setup.adapter is None:
         return setup.causal
     plain = setup.config.model.model_copy(update={"dtype": "fp32", "quantization": "none", "checkpointing": "off"})
-    causal = causals.load(plain, device="cpu")
+    masked = OBJECTIVES[setup.config.adapt.objective].encoder
+    causal = causals.load(plain, device="cpu", masked=masked)
     lora.merge(dict(causal.backbone.model.named_modules()), copy.deepcopy(setup.adapter).cpu())
     return causal
 

@@ -24,7 +24,7 @@ class AdaptConfig(Settings):
     heldout: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Text that no step trains on: a file, or a share of the documents (chosen by their content; 0 holds none out)."""
     objective: Annotated[str, one_of(OBJECTIVES)] = "clm"
-    """clm: the next token. mntp: hidden tokens, each from the place before it, with the causal mask removed."""
+    """clm: the next token. mntp: hidden tokens from the place before, without the causal mask. mlm: encoders' own."""
     from_config: str | None = None
     """A config.json, or its folder: train a fresh model of this shape instead of `model.name`."""
     tokenizer: str | None = None
@@ -54,7 +54,7 @@ class AdaptConfig(Settings):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm of a step."""
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the tokens that mntp hides."""
+    """Share of the tokens that mntp and mlm hide."""
     mask_token: str | None = None
     """What hides a token [the tokenizer's mask token, else `_`]."""
     seed: Annotated[int, Field(ge=0)] = 42

@@ -122,17 +122,17 @@ def _found(corpus: Corpus, config: AdaptConfig) -> tuple[str, ...]:
 
 def _model(config: Adaptation, tokenizer: PreTrainedTokenizerBase) -> Causal:
     device = pick_device(config.adapt.device)
-    checkpointing = config.model.checkpointing == "on"
+    checkpointing, masked = config.model.checkpointing == "on", OBJECTIVES[config.adapt.objective].encoder
     if config.adapt.from_config is not None:
         key = _key(config.adapt).fold("weights")
         path = config_file(config.adapt.from_config)
-        return causals.build(path, tokenizer, key=key, device=device, checkpointing=checkpointing)
+        return causals.build(path, tokenizer, key=key, device=device, checkpointing=checkpointing, masked=masked)
     whole = config.lora is None
     if whole and config.model.quantization != "none":
         hint = "set it to 'none', or train an adapter with lora.rank"
         raise SettingsError("a quantised model cannot be trained whole", at="model.quantization", hint=hint)
     model = config.model.model_copy(update={"dtype": "fp32"}) if whole else config.model
-    return causals.load(model, device=device, checkpointing=checkpointing, trainable=whole)
+    return causals.load(model, device=device, checkpointing=checkpointing, trainable=whole, masked=masked)
 
 
 def _refuse_contradictions(config: Adaptation) -> None:

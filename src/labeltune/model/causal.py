@@ -22,7 +22,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key
@@ -104,17 +111,24 @@ def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def load(
-    config: ModelConfig, *, device: torch.device | str, checkpointing: bool = False, trainable: bool = False
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    checkpointing: bool = False,
+    trainable: bool = False,
+    masked: bool = False,
 ) -> Causal:
     """The causal model of the checkpoint that `config` names, head included, complete or refused.
 
+    masked: an encoder's masked language model instead, which answers at the hidden token itself.
+
     Raises:
-        ModelError: no such model, an encoder, weights missing or left over.
+        ModelError: no such model, one of the other kind, weights missing or left over.
     """
     name = resolve(config)
     stock = read_config(name, config)
-    _refuse_encoder(stock, f"model.name = {config.name!r}")
-    model = read_causal(name, config, copy.deepcopy(stock), torch.device(device))
+    _refuse_other_kind(stock, f"model.name = {config.name!r}", masked)
+    model = read_causal(name, config, copy.deepcopy(stock), torch.device(device), masked=masked)
     return _beside(model, stock, checkpointing=checkpointing, trainable=trainable, source=name)
 
 
@@ -125,6 +139,7 @@ def build(
     key: Key,
     device: torch.device | str,
     checkpointing: bool = False,
+    masked: bool = False,
 ) -> Causal:
     """A fresh model, in fp32, of the configuration in a JSON file; its weights are a function of `key`.
 
@@ -134,8 +149,9 @@ def build(
         SettingsError: the file is no configuration of a decoder, or its vocabulary is too small.
     """
     stock = _read_json(path, tokenizer)
-    _refuse_encoder(stock, str(path))
-    make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+    _refuse_other_kind(stock, str(path), masked)
+    kind: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    make: Callable[..., PreTrainedModel] = kind.from_config
     try:
         with torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(key.value)
@@ -179,8 +195,12 @@ def _no_config(path: Path, error: Exception) -> SettingsError:
     return SettingsError(f"this is no configuration of a causal language model ({said})", at=str(path), hint=hint)
 
 
-def _refuse_encoder(config: PretrainedConfig, at: str) -> None:
-    if config.is_encoder_decoder or family_of(config.get_text_config()).encoder:
+def _refuse_other_kind(config: PretrainedConfig, at: str, masked: bool) -> None:
+    encoder = family_of(config.get_text_config()).encoder
+    if masked and not encoder:
+        hint = "choose an encoder (bert, roberta, modernbert, …), or adapt.objective = 'mntp'"
+        raise ModelError(f"{config.model_type} fills in no hidden token at its own place", at=at, hint=hint)
+    if not masked and (config.is_encoder_decoder or encoder):
         raise ModelError(
             f"{config.model_type} predicts no next token", at=at, hint="choose a decoder (llama, mistral, qwen3, …)"
         )

@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -161,10 +162,13 @@ def read_body(name: str, config: ModelConfig, stock: PretrainedConfig, device: t
     return _body(model)
 
 
-def read_causal(name: str, config: ModelConfig, stock: PretrainedConfig, device: torch.device) -> PreTrainedModel:
-    """The causal language model, its head included."""
+def read_causal(
+    name: str, config: ModelConfig, stock: PretrainedConfig, device: torch.device, *, masked: bool = False
+) -> PreTrainedModel:
+    """The causal language model, or an encoder's masked one, its head included."""
+    kind: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     with quietly():
-        model, faults = _read_as(AutoModelForCausalLM.from_pretrained, name, config, stock, device)
+        model, faults = _read_as(kind.from_pretrained, name, config, stock, device)
     _refuse(faults, config)
     return model
 
