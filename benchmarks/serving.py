@@ -158,13 +158,13 @@ def same(one: Any, other: Any) -> bool:
 
 
 async def client(port: int, asked: Iterator[Question], tally: Tally, back_off: bool) -> None:
-    """One connection: ask, wait, check, ask again."""
+    """One connection, made anew where the server ends it: ask, wait, check, ask again."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for question in asked:
         start = time.perf_counter()
         writer.write(question.sent)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         body = await reader.readexactly(length)
         seconds, status = time.perf_counter() - start, int(head.split(b" ", 2)[1])
         tally.statuses[status] += 1
@@ -175,6 +175,9 @@ async def client(port: int, asked: Iterator[Question], tally: Tally, back_off: b
             tally.refused.append(seconds)
             if back_off:
                 await asyncio.sleep(0.1)
+        if b"connection: close" in head:
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.close()
 
 

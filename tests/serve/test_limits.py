@@ -20,6 +20,7 @@ from .conftest import Running, Start, sentences
 
 KEY, ADMIN = "client-key-of-a-test", "admins-key-of-a-test"
 PREDICT = "/runs/moods/predict"
+BODY = b'{"texts": ["the thin hen sang in the inn"]}'
 
 
 def raw(running: Running, sent: bytes, *, wait: float = 10.0) -> bytes:
@@ -185,6 +186,9 @@ def test_what_would_wait_too_long_is_refused_but_never_what_waits_for_nobody(
                 time.sleep(0.01)
             time.sleep(0.2)
             assert running.client.post(PREDICT, json=large).status_code == 429
+            small = head(len(BODY)) + BODY
+            statuses = [part[:3] for part in raw(running, small * 3, wait=1).split(b"HTTP/1.1 ")[1:]]
+            assert statuses == [b"429"] * 3, "the connection is kept"
         assert first.result().status_code == 200
 
 

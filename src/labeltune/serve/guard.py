@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ OPEN = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/ready"})
 """What answers without a key."""
 MOST_BODIES = 32
 """So many of the largest bodies may be in memory at once."""
+SMALL = 65_536
+"""Bytes of a body that come along with its head."""
 GONE = 499
 Tell = Callable[[Mapping[str, object]], None]
 """Told of each event: what is logged, as JSON fields."""
@@ -128,6 +131,8 @@ class _Visit:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._path, self._send = scope["path"], send
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        self._size = int(length) if length.isdigit() else math.inf
         self.start, self.id = time.perf_counter(), uuid.uuid4().hex[:12]
         self.status = 500  # what it is when the application raises before it replies
 
@@ -142,9 +147,14 @@ class _Visit:
             raise _Left from None
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Reply without the application; the connection ends, for the rest of the body is not wanted."""
+        """Reply without the application. The connection ends, for the rest of the body is not wanted.
+
+        Not so where the server is busy: the client will come again, and its body, if small, is here already.
+        """
         content = json.dumps(body(self._path, refusal)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close"}
+        headers = {"content-type": "application/json", "content-length": str(len(content))}
+        if refusal.status != 429 or self._size > SMALL:
+            headers["connection"] = "close"
         given = [(name.lower().encode(), value.encode()) for name, value in {**headers, **refusal.headers}.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": given})
         await self.send({"type": "http.response.body", "body": content})
