@@ -294,6 +294,17 @@ def report(args: argparse.Namespace) -> None:
             counts["lost"],
         ]
         lines.append("| " + " | ".join(map(str, row)) + " |")
+    for backbone in dict.fromkeys(name for name, _, _ in groups):
+        of = {
+            s: [r for (b, side, _), found in groups.items() if (b, side) == (backbone, s) for r in found] for s in SIDES
+        }
+        if all(of.values()):
+            clocks = ("per_second", "per_cpu_second")
+            wall, cpu = (median(r[c] for r in of["batched"]) / median(r[c] for r in of["unbatched"]) for c in clocks)
+            lines += [
+                "",
+                f"{backbone}: batched is {wall:.1f} x unbatched by the clock, {cpu:.1f} x by the server's CPU time.",
+            ]
     long = [one for one in rounds if one["side"] == "many"]
     if long:
         followed = ", ".join(f"{one['memory_after_mib']:,.0f}" for one in long)
