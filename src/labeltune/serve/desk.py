@@ -22,7 +22,7 @@ ADMIN_SCOPE = "labeltune.admin"
 """Where it says whether the request carries an admin's key."""
 CHARACTERS = 6
 """Of a token, at most, in most texts: a request of so few tokens is refused before they are counted."""
-FRAME = 200
+FRAME = 40
 """Bytes of a body that may be no text."""
 NOTES = "labeltune.notes"
 """Where a request's ASGI scope keeps what is to be logged of it."""
