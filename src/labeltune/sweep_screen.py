@@ -52,7 +52,7 @@ class SweepScreen:
         if isinstance(fact, Planned):
             self._metric = fact.metric
             self._say(f"{fact.points:,} points, {fact.trials:,} trainings, chosen by dev {fact.metric}")
-            self._all = self._bar.add_task("trainings", total=fact.trials, facts="")
+            self._all = self._bar.add_task("trainings", total=fact.trials, completed=fact.done, facts="")
         elif isinstance(fact, Began):
             task = self._bar.add_task(fact.spec.name, total=fact.total, completed=fact.step, facts=_point(fact.spec))
             self._running[fact.spec.number] = task

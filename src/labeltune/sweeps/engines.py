@@ -18,7 +18,7 @@ from labeltune.ledger import Ledger
 from labeltune.run import WORK
 from labeltune.sweeps.facts import Ended
 from labeltune.sweeps.pack import Pack, run_pack
-from labeltune.sweeps.trials import read_result
+from labeltune.sweeps.trials import ENDED, read_result
 
 ROWS = "rows"
 
@@ -81,7 +81,7 @@ class Ray:
         threads = max((pack.specs[0].config.train.threads or 1 for pack in packs), default=1)
         task = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=5)(_task)
         waiting = [task.remote(pack, str(self._sweep), self._interval) for pack in packs]
-        told: set[int] = set()
+        told = self._ended(packs)
         while waiting:
             done, waiting = self._ray.wait(waiting, timeout=1.0)
             self._tell(packs, told)
@@ -101,6 +101,11 @@ class Ray:
             raise RunError(
                 f"a group ended on the cluster: {said}", at=str(self._sweep), hint="--resume goes on"
             ) from None
+
+    def _ended(self, packs: Sequence[Pack]) -> set[int]:
+        specs = (spec for pack in packs for spec in pack.specs)
+        results = ((spec.number, read_result(spec.folder(self._sweep))) for spec in specs)
+        return {number for number, result in results if result is not None and result.status in ENDED}
 
     def _tell(self, packs: Sequence[Pack], told: set[int]) -> None:
         for spec in (spec for pack in packs for spec in pack.specs):

@@ -11,7 +11,7 @@ from labeltune.sweeps.trials import Spec
 
 @dataclass(frozen=True)
 class Planned:
-    """The sweep is laid out: its points and trials, those that are done already, and what is said of them."""
+    """The sweep is laid out: its points and trainings, how many of these are done already, the metric that chooses."""
 
     points: int
     trials: int

@@ -21,7 +21,18 @@ from labeltune.sweeps.engines import Engine
 from labeltune.sweeps.facts import Pruned
 from labeltune.sweeps.pack import PAUSED, Pack, journal_path
 from labeltune.sweeps.settings import SweepConfig
-from labeltune.sweeps.trials import PRUNED, SCORED, Result, Spec, company, read_result, repeats, specs_of, write_result
+from labeltune.sweeps.trials import (
+    PRUNED,
+    RESULT,
+    SCORED,
+    Result,
+    Spec,
+    company,
+    read_result,
+    repeats,
+    specs_of,
+    write_result,
+)
 
 TRIALS_OF_A_SEARCH = 20
 """Points of a random or TPE search where the budget names none."""
@@ -107,7 +118,8 @@ class Rounds:
         kept = set(facts["kept"])
         going = [spec for spec in specs if spec.point in kept]
         for spec in specs:
-            self._prune(spec, leg) if spec.point not in kept else None
+            if spec.point not in kept:
+                self._prune(spec)
         self.listen(Pruned(until, len(kept), len({spec.point for spec in specs}) - len(kept)))
         return [spec for spec in going if self._status(spec) == PAUSED]
 
@@ -119,9 +131,10 @@ class Rounds:
             values.setdefault(spec.point, []).append(result.value if result is not None else None)
         return {point: float(np.mean(found)) for point, found in values.items() if None not in found}  # type: ignore[arg-type]  # no None is left
 
-    def _prune(self, spec: Spec, leg: int) -> None:
+    def _prune(self, spec: Spec) -> None:
+        """Mark a trial that is left behind; one that failed or ended before stays what it is."""
         folder = spec.folder(self.folder)
-        facts: Any = read_json(folder / "trial.json") if (folder / "trial.json").exists() else {}
+        facts: Any = read_json(folder / RESULT) if (folder / RESULT).exists() else {}
         if facts.get("status") == PAUSED:
             kept = {name: facts[name] for name in ("step", "epoch", "value", "dev") if name in facts}
             write_result(folder, spec, status=PRUNED, **kept)

@@ -38,7 +38,7 @@ from labeltune.sweeps.rounds import Rounds, done_of, refuse_impossible
 from labeltune.sweeps.selection import Scored, Trust, ranked, scored_points, sentences, trust
 from labeltune.sweeps.settings import SweepConfig
 from labeltune.sweeps.tables import Table, Tables, check_table, hpprc, write_tables
-from labeltune.sweeps.trials import SCORED, TRIALS, Spec, repeats
+from labeltune.sweeps.trials import ENDED, SCORED, TRIALS, Result, Spec, read_result, repeats
 from labeltune.tasks import Calibration, Task
 
 FILE, DONE = "sweep.toml", "sweep.json"
@@ -193,8 +193,14 @@ class _Work:
         if twice:
             self.listen(Said(f"{twice:,} combinations are there twice: they run once"))
         count = len(points) * repeats(self.config)
-        self.listen(Planned(len(points), count, 0, self.metric))
+        done = sum(result.status in ENDED for result in self._results())
+        self.listen(Planned(len(points), count, done, self.metric))
         return self.rounds.run(points)
+
+    def _results(self) -> list[Result]:
+        """What is there of trials that an earlier call has run."""
+        found = (read_result(path) for path in (self.folder / TRIALS).glob("*"))
+        return [result for result in found if result is not None]
 
     def _why(self, points: Sequence[Scored]) -> str:
         reasons = [result.reason for point in points for result in point.results if result and result.reason]

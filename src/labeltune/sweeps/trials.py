@@ -14,9 +14,10 @@ from labeltune.sweeps.axes import Point
 from labeltune.sweeps.settings import SweepConfig
 
 TRIALS, RESULT = "trials", "trial.json"
-RUNNING, PRUNED, FAILED, SKIPPED = "running", "pruned", "failed", "not run"
+PRUNED, FAILED, SKIPPED = "pruned", "failed", "not run"
 SCORED = ("finished", "stopped early", "diverged", "out of memory")
 """How a trial ends that leaves a run folder."""
+ENDED = (*SCORED, PRUNED, FAILED, SKIPPED)
 
 
 @dataclass(frozen=True)
