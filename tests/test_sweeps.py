@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from labeltune import Interrupted, Sweep, load, sweep, train
-from labeltune.config import Config, make
+from labeltune.config import Config, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.sweeps.axes import all_points, grids_of, random_points
 from labeltune.sweeps.facts import Ended, Moved, Pruned
@@ -191,6 +191,16 @@ def test_gone_on_with_a_finished_sweep_says_the_same_and_another_one_is_refused(
         sweep(written(folder, SWEEP), out=swept.folder, resume=True, settings={"sweep.seeds": 3})
     with pytest.raises(RunError, match="not empty"):
         sweep(written(folder, SWEEP), out=swept.folder)
+
+
+def test_trials_compute_with_the_threads_that_they_record(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep.axes]\n"train.threads" = [1, 2]\n'
+    before, used = torch.get_num_threads(), []
+    heard = lambda fact: used.append(torch.get_num_threads()) if isinstance(fact, Moved) else None  # noqa: E731
+    done = sweep(written(folder, text), out=tmp_path / "s", listen=heard)
+    assert sorted(set(used)) == [1, 2] and torch.get_num_threads() == before
+    settings = [make(read_toml(done.folder / "trials" / n / "config.toml")).train.threads for n in ("0000", "0001")]
+    assert settings == [1, 2]
 
 
 def test_columns_of_llm_lora_classification(swept: Sweep, folder: Path, tmp_path: Path) -> None:

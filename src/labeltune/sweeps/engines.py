@@ -118,7 +118,6 @@ class Ray:
 def _task(pack: Pack, sweep: str, interval: float) -> float:
     """What a worker does: the same as this process would, with a bench of its own."""
     began, folder = time.monotonic(), Path(sweep)
-    torch.set_num_threads(pack.specs[0].config.train.threads or torch.get_num_threads())
     run_pack(pack, folder, bench_of(folder), interval=interval)
     return time.monotonic() - began
 

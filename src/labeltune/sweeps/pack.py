@@ -16,6 +16,7 @@ from typing import Any
 from labeltune.bench import Bench
 from labeltune.errors import LabeltuneError, ModelError
 from labeltune.facts import Listener, quiet
+from labeltune.fitting import threads
 from labeltune.interrupt import Interrupted, Stop
 from labeltune.job import (
     FAILURES,
@@ -122,7 +123,8 @@ def run_pack(
     """
     running = _Running(pack, sweep, bench, listen, stop or Stop(), may_begin, interval)
     if not running.journal.ended:
-        running.run()
+        with threads(pack.specs[0].config.train.threads):
+            running.run()
 
 
 class _Running:

@@ -23,6 +23,7 @@ from labeltune.card import write_card
 from labeltune.config import Config, gather, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.facts import Listener, Said, quiet
+from labeltune.fitting import threads
 from labeltune.folder import claimed
 from labeltune.interrupt import Stop, graceful
 from labeltune.job import final_evaluation, prepare
@@ -92,7 +93,7 @@ def sweep(
         _refuse_another(folder, base, config)
     else:
         refuse_existing(folder)
-    with claimed(folder, FILE), graceful() as stop:
+    with claimed(folder, FILE), threads(base.train.threads), graceful() as stop:
         work = _Work(folder, base, config, grids, listen, stop, snapshot_seconds)
         write_atomic(folder / FILE, _to_toml(base, config))
         return work.run(columns, test_all)
