@@ -3,7 +3,8 @@
     python sweep_speed.py --data DATA --tokenizer TOKENIZER --work WORK --out results/NAME --hardware "one line"
         [--models 0.66M=FOLDER 15M 110M] [--rows 96] [--repeats 3] [--clock cpu] [--together 12]
 
-Sides, by turns in one process, from encoded rows to the last optimiser step, an epoch of the same SST-2 rows, eight a
+Sides, by turns in one process, from encoded rows to the last optimiser step (of the sweep: with the preparing, judging
+and writing of all trials but the first and last), an epoch of the same SST-2 rows, eight a
 step: the sweep; a labeltune training; A, Trainer + PEFT with rows padded to the longest of each 1,000; B, the same with
 rows of like length together. Twelve trainings one after another have the rate of one, so rates compare. `--whole` adds
 the whole process of the sweep against that of one training, which twelve would pay twelve times.
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from material import SIZES, TEXTS, backbone, write_rows
 from training_speed import CLOCKS, SAME, Cell, ours, theirs
 
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     rows = {}
     for model in options.models:
         name, cell = cell_of(options, model)
