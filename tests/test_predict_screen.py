@@ -26,7 +26,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, every: float, rows
 
 def test_without_a_terminal_it_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, terminal=False, every=1.5).splitlines()
-    assert lines[0] == "200 rows and 100 from before, 100 rows/s, about 0 min left"
+    assert lines[0] == "200 rows and 100 from before, 100 rows/s, about 7 s left"
     assert lines[-2] == "in.jsonl: [2] rows could not be used"
     assert lines[-1].startswith("300 rows and 100 from before")
 

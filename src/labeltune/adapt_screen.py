@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from labeltune.adaptation.adapt import Looked, Ready
 from labeltune.adaptation.loop import Step
+from labeltune.bars import Bars
+from labeltune.duration import duration
 from labeltune.facts import Checked, Said
 
 
-class AdaptScreen:
+class AdaptScreen(Bars):
     """A listener of `adapt` that draws; where there is no terminal it prints a line per look at the held-out text."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
+        super().__init__(console, quiet=quiet)
         self._task: TaskID | None = None
         self._loss = 0.0
-
-    def __enter__(self) -> AdaptScreen:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def see(self, fact: object) -> None:
         """Show one fact."""
         if isinstance(fact, Said):
-            self._print(fact.text)
+            self.say(fact.text)
         elif isinstance(fact, Checked):
-            self._print(f"self-check: {fact.report.layers} layers, Company and Sight hold")
+            self.say(f"self-check: {fact.report.layers} layers, Company and Sight hold")
         elif isinstance(fact, Ready):
             self._ready(fact)
         elif isinstance(fact, Step):
@@ -54,18 +35,18 @@ class AdaptScreen:
 
     def _ready(self, fact: Ready) -> None:
         adapt = fact.config.adapt
-        self._print(
+        self.say(
             f"{adapt.objective}: {fact.trained_parameters:,} trained parameters, {fact.total:,} steps of up to "
             f"{adapt.batch_tokens:,} tokens, {adapt.optimiser} at {adapt.lr:.1e}"
         )
         if fact.step:
-            self._print(f"going on at step {fact.step:,}")
-        self._task = self._bar.add_task("training", total=fact.total, completed=fact.step, facts="")
+            self.say(f"going on at step {fact.step:,}")
+        self._task = self.bars.add_task("training", total=fact.total, completed=fact.step, facts="")
 
     def _step(self, step: Step) -> None:
         self._loss = step.loss if not self._loss else 0.95 * self._loss + 0.05 * step.loss
         if self._task is not None:
-            self._bar.update(self._task, completed=step.step, facts=f"epoch {step.epoch}  loss {self._loss:.4f}")
+            self.bars.update(self._task, completed=step.step, facts=f"epoch {step.epoch}  loss {self._loss:.4f}")
 
     def _looked(self, fact: Looked) -> None:
         parts = [f"step {fact.step:>7,}"]
@@ -79,16 +60,4 @@ class AdaptScreen:
             parts.append(f"{fact.pace:,.0f} tokens/s")
         if fact.seconds_left:
             parts.append(f"{duration(fact.seconds_left)} left")
-        self._print("  ".join(parts))
-
-    def _print(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 05 min`."""
-    minutes, hours = round(seconds / 60), round(seconds / 60) // 60
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{hours} h {minutes % 60:02} min"
+        self.say("  ".join(parts))

@@ -357,8 +357,8 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Tokens, memory and time of a training, before anything is spent."""
+    from labeltune.plan_screen import show_plan
     from labeltune.planning import plan as make_plan
-    from labeltune.planning import show
 
     recipe = data if data.endswith(".toml") else None
     found = make_plan(
@@ -375,7 +375,7 @@ def plan(
     if json_:
         _print_json(found.as_json())
     else:
-        show(found, out)
+        show_plan(found, out)
 
 
 @app.command()

@@ -347,11 +347,6 @@ def bad_rows(loaded: Loaded) -> int:
     return sum({split.source: split.bad_rows for split in parts(loaded).values()}.values())
 
 
-def _way_ofbad_rows(job: Job) -> str:
-    kept = job.assembly.config.data.on_bad_row == "quarantine"
-    return f"they are in {job.folder / QUARANTINE}" if kept else "skipped"
-
-
 def _way_of_bad_rows(job: Job) -> str:
     kept = job.assembly.config.data.on_bad_row == "quarantine"
     return f"they are in {job.folder / QUARANTINE}" if kept else "skipped"

@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
@@ -303,46 +300,3 @@ def _seconds(config: Config, tokens: Mapping[str, Tokens], measured: Measured) -
         passes = config.train.steps * config.train.batch_rows / tokens["train"].rows
     rounds = max(1, int(passes)) + 2
     return train * passes / measured.train_tokens_per_second + dev * rounds / measured.dev_tokens_per_second
-
-
-# For people
-
-
-def show(found: Plan, console: Console) -> None:
-    """Tables of tokens and memory, and sentences on time."""
-    tokens = Table("tokens", *found.tokens, box=None, header_style="bold")
-    for name in ("rows", "total", "longest", "limit", "windows", "cut_rows"):
-        tokens.add_row(name.replace("_", " "), *(f"{getattr(split, name):,}" for split in found.tokens.values()))
-    console.print(tokens)
-    memory = Table("memory", "GiB", box=None, header_style="bold")
-    parts = {name: getattr(found.memory, name) for name in ("weights", "trained", "activations", "process", "total")}
-    for name, value in parts.items():
-        memory.add_row(name, f"{value:.2f}")
-    console.print(memory)
-    for sentence in sentences(found):
-        console.print(escape(sentence), highlight=False, soft_wrap=True)
-
-
-def sentences(found: Plan) -> list[str]:
-    """What fits, how long it takes, what it costs."""
-    memory = found.memory
-    said = [f"{found.steps:,} steps, {found.trained_parameters:,} trained parameters, {memory.tokens:,} tokens a pass"]
-    if memory.limit is not None:
-        fits = f"a pass of {memory.fits:,} tokens fits (train.micro_tokens)" if memory.fits else "nothing fits"
-        way = "" if memory.fits else ": try model.quantization = nf4, model.checkpointing = on, or a smaller model"
-        said.append(f"into {memory.limit:g} GiB {fits}{way}")
-    if found.measured is not None and found.seconds is not None:
-        said.append(
-            f"measured here: {found.measured.train_tokens_per_second:,.0f} tokens a second in training, "
-            f"{found.measured.dev_tokens_per_second:,.0f} on dev, peak memory {found.measured.peak_memory_gib:.2f} GiB"
-        )
-        said.append(
-            f"about {_spoken(found.seconds)}" + ("" if found.cost is None else f", {found.cost:,.2f} at your price")
-        )
-    return said
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
+from labeltune.bars import Bars
 from labeltune.facts import Checked, Ready, Said, Scored
 from labeltune.inference import caveats
 from labeltune.run import is_number
@@ -20,48 +19,32 @@ from labeltune.training.trainer import Step
 SHOWN = ("accuracy", "macro_f1", "span_f1", "span_precision", "mse", "spearman")
 
 
-class Screen:
+class Screen(Bars):
     """A listener of `train` that draws; where there is no terminal it prints a line per evaluation."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
+        super().__init__(console, quiet=quiet)
         self._task: TaskID | None = None
         self._figures: dict[str, Any] = {}
         self._loss = 0.0
         self._select: str | None = None
 
-    def __enter__(self) -> Screen:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-        if self._figures and not self._quiet:
-            self._console.print(metrics_table("", self._figures))
+    def end(self, *, failed: bool) -> None:
+        """Show the figures, and what must be known to read them; a training that failed may have some too."""
+        if self._figures and not self.quiet:
+            self.console.print(metrics_table("", self._figures))
             for split, metrics in self._figures.items():
                 if "parts" in metrics:
-                    self._console.print(metrics_table(split, metrics["parts"]))
+                    self.console.print(metrics_table(split, metrics["parts"]))
                 for sentence in caveats(metrics):
-                    self._say(escape(f"{split}: {sentence}"))
+                    self.say(f"{split}: {sentence}")
 
     def see(self, fact: object) -> None:
         """Show one fact."""
-        if self._quiet:
+        if self.quiet:
             return
         if isinstance(fact, Said):
-            self._say(escape(fact.text))
+            self.say(fact.text)
         elif isinstance(fact, Checked):
             self._checked(fact)
         elif isinstance(fact, Ready):
@@ -71,44 +54,40 @@ class Screen:
         elif isinstance(fact, Scored):
             self._figures[fact.split] = fact.metrics
 
-    def _say(self, markup: str) -> None:
-        """A line; in a file it is one line, on a terminal it is broken between words."""
-        self._console.print(markup, highlight=False, soft_wrap=not self._console.is_terminal)
-
     def _checked(self, fact: Checked) -> None:
         report = fact.report
         how = "packed" if report.packed else "in rows of equal length"
-        self._say(f"self-check: {report.layers} layers {how}; Company within {report.company:.0e}, Sight as set")
+        self.say(f"self-check: {report.layers} layers {how}; Company within {report.company:.0e}, Sight as set")
 
     def _ready(self, fact: Ready) -> None:
         rows = ", ".join(f"{count:,} {split}" for split, count in fact.rows.items())
         labels = f", {fact.labels:,} labels" if fact.labels else ""
         model = fact.config.model
         self._select = fact.config.train.select
-        self._say(f"{fact.config.task}: {rows} rows{labels}")
-        self._say(f"backbone: {escape(str(model.name))}, mask removed: {model.unmask}, pooling: {model.pooling}")
-        self._say(f"training: {fact.trained_parameters:,} parameters, {fact.total:,} steps")
+        self.say(f"{fact.config.task}: {rows} rows{labels}")
+        self.say(f"backbone: {model.name}, mask removed: {model.unmask}, pooling: {model.pooling}")
+        self.say(f"training: {fact.trained_parameters:,} parameters, {fact.total:,} steps")
         if fact.step:
-            self._say(f"going on at step {fact.step:,}")
-        self._task = self._bar.add_task("training", total=fact.total, completed=fact.step, facts="")
+            self.say(f"going on at step {fact.step:,}")
+        self._task = self.bars.add_task("training", total=fact.total, completed=fact.step, facts="")
 
     def _step(self, step: Step) -> None:
         if math.isfinite(step.loss):
             self._loss = step.loss if not self._loss else 0.95 * self._loss + 0.05 * step.loss
         if self._task is not None:
-            self._bar.update(self._task, completed=step.step, facts=f"epoch {step.epoch}  loss {self._loss:.4f}")
+            self.bars.update(self._task, completed=step.step, facts=f"epoch {step.epoch}  loss {self._loss:.4f}")
         if step.micro_tokens is not None:
-            self._say(f"step {step.step:,}: memory ran out; from here on {step.micro_tokens:,} tokens a pass")
+            self.say(f"step {step.step:,}: memory ran out; from here on {step.micro_tokens:,} tokens a pass")
         if step.evaluation is not None:
             names = _shown(step.evaluation.metrics, self._select)
             shown = "  ".join(f"{name} {step.evaluation.metrics[name]:.4f}" for name in names)
             star = "  [green]best[/]" if step.evaluation.best else ""
-            self._say(f"epoch {step.epoch:>2}  step {step.step:>5,}  loss {self._loss:.4f}  dev {shown}{star}")
+            self.mark(f"epoch {step.epoch:>2}  step {step.step:>5,}  loss {self._loss:.4f}  dev {shown}{star}")
         if step.trial.status == "diverged":
             stays = "the best weights stay" if step.trial.best else "there are no weights to keep"
-            self._say(f"[bold red]the loss is no longer finite after step {step.step:,}[/]: {stays}")
+            self.mark(f"[bold red]the loss is no longer finite after step {step.step:,}[/]: {stays}")
         if step.trial.status == "stopped early":
-            self._say(f"no better dev figures for {step.trial.config.patience} evaluations: stopped early")
+            self.say(f"no better dev figures for {step.trial.config.patience} evaluations: stopped early")
 
 
 def _shown(metrics: Mapping[str, Any], select: str | None) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table as Grid
 
+from labeltune.bars import Bars
 from labeltune.facts import Said
 from labeltune.sweeps.facts import Began, Ended, Moved, Planned, Pruned, Tested
 from labeltune.sweeps.sweeping import Sweep
@@ -19,67 +18,44 @@ WIDEST = 8
 """Columns of a table on a terminal; the files have all."""
 
 
-class SweepScreen:
+class SweepScreen(Bars):
     """A listener of `sweep`: a bar for all trials and one for each that runs; a line per trial that ends."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
+        super().__init__(console, quiet=quiet)
         self._all: TaskID | None = None
         self._running: dict[int, TaskID] = {}
         self._metric = "score"
-
-    def __enter__(self) -> SweepScreen:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def see(self, fact: object) -> None:
         """Show one fact."""
         if isinstance(fact, Planned):
             self._metric = fact.metric
-            self._say(f"{fact.points:,} points, {fact.trials:,} trainings, chosen by dev {fact.metric}")
-            self._all = self._bar.add_task("trainings", total=fact.trials, completed=fact.done, facts="")
+            self.say(f"{fact.points:,} points, {fact.trials:,} trainings, chosen by dev {fact.metric}")
+            self._all = self.bars.add_task("trainings", total=fact.trials, completed=fact.done, facts="")
         elif isinstance(fact, Began):
-            task = self._bar.add_task(fact.spec.name, total=fact.total, completed=fact.step, facts=_point(fact.spec))
+            task = self.bars.add_task(fact.spec.name, total=fact.total, completed=fact.step, facts=_point(fact.spec))
             self._running[fact.spec.number] = task
         elif isinstance(fact, Moved):
             value = "" if fact.value is None else f"  {fact.value:.4f}"
-            self._bar.update(self._running[fact.spec.number], completed=fact.step, facts=_point(fact.spec) + value)
+            self.bars.update(self._running[fact.spec.number], completed=fact.step, facts=_point(fact.spec) + value)
         elif isinstance(fact, Ended):
             self._ended(fact)
         elif isinstance(fact, Said):
-            self._say(fact.text)
+            self.say(fact.text)
         elif isinstance(fact, Pruned):
-            self._say(f"after epoch {fact.epoch}: {fact.kept:,} points go on, {fact.pruned:,} do not")
+            self.say(f"after epoch {fact.epoch}: {fact.kept:,} points go on, {fact.pruned:,} do not")
         elif isinstance(fact, Tested):
-            self._say(f"{fact.spec.name}: scored on test")
+            self.say(f"{fact.spec.name}: scored on test")
 
     def _ended(self, fact: Ended) -> None:
         if (task := self._running.pop(fact.spec.number, None)) is not None:
-            self._bar.remove_task(task)
+            self.bars.remove_task(task)
         if self._all is not None:
-            self._bar.advance(self._all)
+            self.bars.advance(self._all)
         value = "" if fact.value is None else f"  dev {self._metric} {fact.value:.4f}"
         reason = f"  ({fact.reason})" if fact.reason else ""
-        self._say(f"{fact.spec.name}  {_point(fact.spec)}  {fact.status}{value}{reason}")
-
-    def _say(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(escape(text), highlight=False, soft_wrap=not self._console.is_terminal)
+        self.say(f"{fact.spec.name}  {_point(fact.spec)}  {fact.status}{value}{reason}")
 
 
 def _point(spec: Spec) -> str:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from labeltune.adapt_screen import duration
 from labeltune.adaptation.adapt import Looked, Ready, adapt
 from labeltune.adaptation.corpus import windows_of
 from labeltune.adaptation.loop import Step
@@ -336,14 +335,6 @@ def test_the_command_shows_the_way_and_prints_the_figures(tmp_path: Path, text_f
             assert json.loads(shown.out)["heldout"]["bits_per_byte"] > 0 and shown.err == ""
         else:
             assert "bits per byte" in shown.err and "tokens/s" in shown.err and "left" in shown.err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5360, "89 min"), (5400, "1 h 30 min"), (86_400, "24 h 00 min")],
-)
-def test_a_duration_is_short(seconds, said):
-    assert duration(seconds) == said
 
 
 def test_every_error_is_ours(tmp_path: Path, text_file):

@@ -164,7 +164,7 @@ def predict_to(
         try:
             count = _fill(shards, job, watch, resume, engine, workers)
             shards.join(count, _schema(job.sources))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: whatever it is goes on its way, after a word on what is kept
             if kept := len(shards.done()):
                 watch.say(f"{kept:,} shards of {job.rows:,} rows are kept: the same command with --resume goes on")
             raise

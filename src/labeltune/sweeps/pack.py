@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labeltune.answers import answer_fields
 from labeltune.bench import Bench
 from labeltune.errors import LabeltuneError, ModelError
 from labeltune.facts import Listener, quiet
@@ -317,12 +318,8 @@ def _that_fit(job: Job) -> int:
 
 def write_answers(path: Path, answers: Sequence[Prediction]) -> None:
     """A line per dev row, to compare trials row by row."""
-    rows = ({name: value for name, value in asdict(answer).items() if value is not None} for answer in answers)
-    write_atomic(path, "".join(to_json(row | _plain_scores(row)) + "\n" for row in rows))
-
-
-def _plain_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"scores": dict(row["scores"])} if "scores" in row else {}
+    rows = ({"id": answer.id, **answer_fields(answer)} for answer in answers)
+    write_atomic(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def read_answers(path: Path) -> list[Prediction]:

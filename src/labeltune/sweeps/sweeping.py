@@ -28,6 +28,7 @@ from labeltune.folder import claimed
 from labeltune.interrupt import Stop, graceful
 from labeltune.job import final_evaluation, prepare
 from labeltune.ledger import Ledger
+from labeltune.predict import answering
 from labeltune.run import METRICS, WORK, open_run, refuse_existing
 from labeltune.settings import build
 from labeltune.storage import read_json, write_atomic, write_json
@@ -235,10 +236,7 @@ class _Work:
     def _test_one(self, spec: Spec) -> None:
         folder = spec.folder(self.folder)
         run = open_run(folder)
-        config = run.config
-        if (folder / "backbone").exists():  # full fine-tuning: the run is its own backbone
-            own = {"name": str(folder / "backbone"), "revision": None, "weights_sha256": None}
-            config = config.model_copy(update={"model": config.model.model_copy(update=own)})
+        config = answering(run, {"train.device": run.config.train.device})
         job = prepare(config, folder, self.bench, quiet, fresh=False)
         job.assembly.member.load(folder)
         assert job.loaded.test is not None

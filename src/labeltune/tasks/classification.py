@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, final
 
@@ -17,10 +18,11 @@ from labeltune.losses import UNLABELLED
 from labeltune.metrics import Figures, Hits
 from labeltune.schema import Example, Prediction
 from labeltune.tasks.calibration import Calibration, fit_temperature
-from labeltune.tasks.task import Chained, Decisions, LabelOf, Scores, Spans, Task, as_array, one_name
+from labeltune.tasks.documents import DocumentTask
+from labeltune.tasks.task import Chained, Decisions, LabelOf, Scores, Spans, as_array, one_name
 
 
-class SingleLabel(Task):
+class SingleLabel(DocumentTask):
     """What classification and ordinal share: one label a text, chosen among probabilities that sum to 1."""
 
     def gold(self, example: Example) -> Collection[str]:
@@ -45,13 +47,13 @@ class SingleLabel(Task):
 
         return label_of
 
+    @abstractmethod
     def probabilities(self, logits_SL: np.ndarray, temperature: float) -> np.ndarray:
         """float64 (S, labels)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self, probabilities_SL: np.ndarray) -> np.ndarray:
         """int64 (S), the labels chosen."""
-        raise NotImplementedError
 
     def decide(
         self,
@@ -76,7 +78,7 @@ class SingleLabel(Task):
         """A temperature."""
         return fit_temperature(lambda temperature: self.probabilities(as_array(logits), temperature), targets)
 
-    def _prediction(
+    def prediction(
         self,
         example: Example,
         answer: np.ndarray,
@@ -85,6 +87,7 @@ class SingleLabel(Task):
         min_score: float | None,
         all_scores: bool,
     ) -> Prediction:
+        """The label, unless its probability is below `min_score`."""
         score = float(probabilities[answer])
         withheld = min_score is not None and score < min_score
         return Prediction(

@@ -17,11 +17,12 @@ from labeltune.labels import LabelSet
 from labeltune.metrics import Figures, Hits
 from labeltune.schema import Example, Prediction
 from labeltune.tasks.calibration import Calibration, fit_temperature, fit_thresholds
-from labeltune.tasks.task import Chained, Decisions, LabelOf, Scores, Spans, Task, as_array
+from labeltune.tasks.documents import DocumentTask
+from labeltune.tasks.task import Chained, Decisions, LabelOf, Scores, Spans, as_array
 
 
 @final
-class Multilabel(Task):
+class Multilabel(DocumentTask):
     """The row `multilabel`."""
 
     name: ClassVar[str] = "multilabel"
@@ -97,7 +98,7 @@ class Multilabel(Task):
         fitted = fit_temperature(no_and_yes, targets.reshape(-1).astype(np.int64))
         return replace(fitted, thresholds=fit_thresholds(_probabilities(logits_SL, fitted.temperature), targets))
 
-    def _prediction(
+    def prediction(
         self,
         example: Example,
         answer: np.ndarray,
@@ -106,6 +107,7 @@ class Multilabel(Task):
         min_score: float | None,
         all_scores: bool,
     ) -> Prediction:
+        """The labels answered yes, of at least `min_score`."""
         given = answer if min_score is None else answer & (probabilities >= min_score)
         names = tuple(labels.names[place] for place in np.flatnonzero(given))
         scores = Scores(labels, probabilities)

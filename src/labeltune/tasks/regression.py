@@ -16,11 +16,12 @@ from labeltune.labels import LabelSet
 from labeltune.metrics import Figures, Hits
 from labeltune.schema import Example, Prediction
 from labeltune.tasks.calibration import Calibration
-from labeltune.tasks.task import Chained, Decisions, LabelOf, Spans, Task, as_array
+from labeltune.tasks.documents import DocumentTask
+from labeltune.tasks.task import Chained, Decisions, LabelOf, Spans, as_array
 
 
 @final
-class Regression(Task):
+class Regression(DocumentTask):
     """The row `regression`. Its label set is empty."""
 
     name: ClassVar[str] = "regression"
@@ -74,7 +75,7 @@ class Regression(Task):
         """Nothing to fit."""
         return Calibration()
 
-    def _prediction(
+    def prediction(
         self,
         example: Example,
         answer: np.ndarray,
@@ -83,6 +84,7 @@ class Regression(Task):
         min_score: float | None,
         all_scores: bool,
     ) -> Prediction:
+        """The number; there is no score to abstain by."""
         if min_score is not None:
             raise SettingsError("regression has no score to abstain by", at="--min-score", hint="leave it out")
         return Prediction(example.id, value=float(answer))

@@ -89,7 +89,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    targets: ClassVar[Literal["document", "units"]] = "document"
+    targets: ClassVar[Literal["document", "units"]]
     unmask: ClassVar[str] = "none"
     pooling: ClassVar[str] = "last"
     bias: ClassVar[bool] = False
@@ -138,6 +138,7 @@ class Task(ABC):
 
     # Logits -> loss
 
+    @abstractmethod
     def loss(
         self, settings: HeadConfig, labels: LabelSet, counts: np.ndarray | None, head: Chained | None = None
     ) -> Loss:
@@ -145,9 +146,6 @@ class Task(ABC):
 
         Raises SettingsError for what this task's loss cannot do.
         """
-        if settings.crf:
-            raise SettingsError(f"{self.name} has no sequence of tags", at="head.crf", hint="set it to false")
-        return self._plain_loss(settings, labels, counts)
 
     def _plain_loss(self, settings: HeadConfig, labels: LabelSet, counts: np.ndarray | None) -> Loss:
         if settings.loss not in self.losses:
@@ -221,6 +219,7 @@ class Task(ABC):
     ) -> Calibration:
         """Fit what `decide` uses, on dev: logits (S, L) and what `label_of` gave for the same targets."""
 
+    @abstractmethod
     def predictions(
         self,
         examples: Sequence[Example],
@@ -235,25 +234,12 @@ class Task(ABC):
 
         target_spans: per example int (t, 2), the characters of its targets. min_score: below it the model abstains.
         """
-        rows = zip(examples, decisions.answers, decisions.probabilities, strict=True)
-        return [self._prediction(example, a, p, labels, min_score, all_scores) for example, a, p in rows]
-
-    def _prediction(
-        self,
-        example: Example,
-        answer: np.ndarray,
-        probabilities: np.ndarray,
-        labels: LabelSet,
-        min_score: float | None,
-        all_scores: bool,
-    ) -> Prediction:
-        raise NotImplementedError
 
     # Answers -> figures
 
+    @abstractmethod
     def read_part(self, example: Example, target_spans: np.ndarray) -> Example:
-        """The row with no more gold than the model read, for `eval.truncate_gold`; a document's label stays."""
-        return example
+        """The row with no more gold than the model read, for `eval.truncate_gold`."""
 
     @abstractmethod
     def score(self, examples: Iterable[Example], predictions: Sequence[Prediction], labels: LabelSet) -> Figures:
