@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from labeltune import Interrupted, Sweep, load, sweep, train
 from labeltune.config import Config, make, read_toml
 from labeltune.errors import RunError, SettingsError
+from labeltune.model.backbone import Backbone
 from labeltune.sweeps.axes import all_points, grids_of, random_points
 from labeltune.sweeps.facts import Ended, Moved, Pruned
 from labeltune.sweeps.settings import SweepConfig
@@ -220,9 +223,35 @@ def test_a_trial_that_fails_or_diverges_is_marked_and_touches_no_other(folder: P
     assert table["0.01", "4"]["status"] == "finished"
     assert "there is no block 99" in table["0.01", "99"]["reason"] and table["0.01", "99"]["status"] == "failed"
     wild = table["1e+30", "4"]
+    assert wild["reason"].startswith("the loss is no longer finite after step")
     assert wild["status"] == "diverged" and wild["dev_macro_f1"] and int(wild["step"]) < 3
     alone = sweep(written(folder, '[sweep.axes]\n"train.lr" = [1e-2]\n', **{"train.clip": 0}), out=tmp_path / "a")
     assert furthest(done.folder / "trials" / "0000", alone.run) <= 1e-4
+
+
+def test_a_trial_that_memory_has_no_room_for_is_marked_and_changes_no_bit_of_the_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = '"train.lr" = [3e-3, 1e-2]\n'
+    without = sweep(written(folder, f"[sweep]\ntogether = 1\n[[sweep.grid]]\n{rates}"), out=tmp_path / "without")
+    log = (without.folder / "trials" / "0000" / "log.jsonl").read_text().splitlines()
+    run, most = Backbone._run, max(json.loads(line)["tokens"] for line in log)  # a step of theirs just fits
+
+    def weigh(self: Backbone, ids: torch.Tensor, *others: object, **words: object) -> object:
+        if torch.is_grad_enabled() and ids.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return run(self, ids, *others, **words)
+
+    monkeypatch.setattr(Backbone, "_run", weigh)
+    long = f'"data.template" = ["{"long " * most}{{text}}"]\n'
+    for together in (1, 3):  # side by side, all go one by one once a pass of them is too large
+        text = f"[sweep]\ntogether = {together}\n[[sweep.grid]]\n{rates}[[sweep.grid]]\n{long}"
+        done = sweep(written(folder, text), out=tmp_path / f"with-{together}")
+        table = rows(done.folder / "all.csv")
+        assert [row["status"] for row in table] == ["finished", "finished", "out of memory"]
+        assert table[2]["reason"] == "a single row needs more memory than there is, after step 0"
+        for trial in sorted((without.folder / "trials").iterdir()):
+            same_trial(done.folder / "trials" / trial.name, trial, but=("config.toml", "trial.json"))
 
 
 def test_halving_leaves_the_worse_points_at_the_rung(folder: Path, tmp_path: Path) -> None:
@@ -259,16 +288,30 @@ def test_interrupted_it_goes_on_to_the_same_end(folder: Path, tmp_path: Path) ->
     assert same(again, sweep(file, out=tmp_path / "whole"))
 
 
+BITS = (
+    "adapter/adapter_model.safetensors",
+    "head.safetensors",
+    "trial.json",
+    "dev.jsonl",
+    "config.toml",
+    "splits.json",
+)
+
+
+def same_trial(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
+    """What does not depend on the clock is equal, to the bit."""
+    for name in BITS:
+        assert (one / name).exists() == (other / name).exists(), name
+        if name not in but and (one / name).exists():
+            assert (one / name).read_bytes() == (other / name).read_bytes(), one / name
+
+
 def same(one: Sweep, other: Sweep) -> bool:
     """Whether all that does not depend on the clock is equal, to the bit."""
-    assert [p.name for p in sorted((one.folder / "trials").iterdir())] == [
-        p.name for p in sorted((other.folder / "trials").iterdir())
-    ]
-    for trial in sorted((one.folder / "trials").iterdir()):
-        for name in ("adapter/adapter_model.safetensors", "head.safetensors", "trial.json", "dev.jsonl", "config.toml"):
-            files = [trial / name, other.folder / "trials" / trial.name / name]
-            assert [file.exists() for file in files] in ([True, True], [False, False])
-            assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes(), files[0]
+    trials = [sorted((done.folder / "trials").iterdir()) for done in (one, other)]
+    assert [trial.name for trial in trials[0]] == [trial.name for trial in trials[1]]
+    for pair in zip(*trials, strict=True):
+        same_trial(*pair)
     for table in one.tables:
         found = [[{k: v for k, v in row.items() if k not in TIMES} for row in rows(s.folder / f"{table.name}.csv")]
                  for s in (one, other)]  # fmt: skip
@@ -377,7 +420,7 @@ KILLED = """
 [sweep]
 seeds = 2
 together = 3
-halving = { factor = 2, rungs = [1] }
+halving = { factor = 2, rungs = [2] }
 [sweep.axes]
 "train.lr" = [3e-3, 1e-2, 2e-2]
 [[sweep.table]]
@@ -392,26 +435,41 @@ sweep(file, out=out, resume=resume == "1", snapshot_seconds=0)
 """
 
 
+def steps_logged(out: Path) -> int:
+    """Lines in the logs of all trials."""
+    return sum(log.read_bytes().count(b"\n") for log in out.glob("trials/*/log.jsonl"))
+
+
+def tests_begun(out: Path) -> int:
+    """Openings of the test split that the sweep's ledger has."""
+    ledger = out / "ledger.jsonl"
+    return ledger.read_bytes().count(b"final evaluation") if ledger.exists() else 0
+
+
+def killed_at(file: Path, out: Path, seen: Callable[[Path], int], least: int, pause: float) -> bool:
+    """Run the sweep until so much is seen and a moment longer, and kill it; whether the kill hit it at work."""
+    words = [sys.executable, "-c", RUN, str(file), str(out), str(int((out / "sweep.toml").exists()))]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    while seen(out) < least and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(pause)
+    process.kill()
+    _, said = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return process.returncode == -signal.SIGKILL and seen(out) >= least
+
+
 @pytest.mark.slow
 def test_killed_at_ten_moments_no_trial_is_lost_doubled_or_changed(folder: Path, tmp_path: Path) -> None:
-    file = written(folder, KILLED, "killed.toml", **{"train.epochs": 3, "lora.dropout": 0.2})
-    began = time.monotonic()
+    file = written(folder, KILLED, "killed.toml", **{"train.epochs": 6, "lora.dropout": 0.2})
     whole = sweep(file, out=tmp_path / "whole", snapshot_seconds=0)
-    seconds = time.monotonic() - began
-    out, random = tmp_path / "s", np.random.default_rng(7)
-    for kill in range(10):
-        words = [sys.executable, "-c", RUN, str(file), str(out), str(int((out / "sweep.toml").exists()))]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 120
-        while not (out / "sweep.toml").exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        if kill:  # starting takes a while too
-            time.sleep(float(random.uniform(0, 1)) * (seconds / 4 + 3))
-        process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), said
-    again = sweep(file, out=out, resume=True)
-    assert same(again, whole)
+    out, chance = tmp_path / "s", random.Random(7)
+    moments = sorted(chance.sample(range(1, steps_logged(whole.folder) - 8), 8))
+    killed = sum(killed_at(file, out, steps_logged, least, chance.uniform(0, 0.05)) for least in moments)
+    killed += sum(killed_at(file, out, tests_begun, least, 0) for least in (1, 3))
+    assert killed == 10 and not (out / "sweep.json").exists()
+    assert same(sweep(file, out=out, resume=True), whole)
 
 
 @pytest.mark.slow

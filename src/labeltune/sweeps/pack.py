@@ -252,15 +252,17 @@ class _Running:
     def _note(self, seat: _Seat, status: str) -> None:
         trial, folder = seat.job.trial, seat.job.folder
         best = [line["dev"] for line in read_jsonl(folder / LOG) if line.get("best")]
+        reason = FAILURES[status][0].format(trial.step) if status in FAILURES else None
         facts = {
             "step": trial.step,
             "epoch": trial.best_epoch,
             "value": trial.best_value,
             "dev": best[-1] if best else {},
+            **({} if reason is None else {"reason": reason}),
         }
         write_result(folder, seat.spec, status=status, **facts)
         self.journal.note("left", trial=seat.spec.number, status=status)
-        self.listen(Ended(seat.spec, status, trial.best_value))
+        self.listen(Ended(seat.spec, status, trial.best_value, reason))
 
     def _fail(self, spec: Spec, reason: str, status: str = FAILED) -> None:
         write_result(spec.folder(self.sweep), spec, status=status, reason=reason)

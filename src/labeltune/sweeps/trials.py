@@ -47,7 +47,7 @@ class Result:
 
     status: `finished`, `stopped early`, `diverged`, `out of memory`, `pruned`, `failed`, `not run`; or `running`.
     value: the best dev score while training (what pruning compares), None where there was no evaluation.
-    reason: why it failed. dev, test, train: the figures of `metrics.json`.
+    reason: why it failed, or stopped before its end. dev, test, train: the figures of `metrics.json`.
     """
 
     status: str
