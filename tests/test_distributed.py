@@ -61,6 +61,51 @@ def alone(small: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
+SCORE = """
+import json, sys
+from dataclasses import replace
+from labeltune import load
+from labeltune.data.datasets import open_dataset
+from labeltune.training.distributed import joined, shard
+
+run, data, out, sharded = sys.argv[1:]
+with joined(sharded=sharded == "True") as world:
+    predictor = load(run)
+    config, assembly, passes = predictor.run.config, predictor.assembly, []
+    if world.sharded:
+        shard(assembly.backbone.model, list(assembly.backbone.blocks), world)
+
+    def each(function, batches):
+        return world.map(lambda batch: (passes.append(batch), function(batch))[1], batches)
+
+    labeller = replace(predictor.labeller, budget=16, each=each)
+    examples = list(open_dataset(data, config.data, config.task, labelled=True, name="data"))
+    rows = list(assembly.encoder.encode_many(examples))
+    loss = assembly.task.loss(config.head, assembly.labels, None, assembly.member.head)
+    figures = labeller.score(examples, rows, loss)
+    answers = [[p.label, p.score] for p in labeller.predict(examples, rows)]
+    temperature = labeller.calibrate(rows).temperature
+    with open(f"{out}/{world.size}-{world.rank}.json", "w") as file:
+        json.dump([len(passes), figures, answers, temperature], file)
+"""
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_share_out_what_is_scored_and_have_the_bits_of_one(
+    sharded: bool, small, alone: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "score.py"
+    script.write_text(SCORE)
+    words = [script, alone, small / "moods-train.jsonl", tmp_path]
+    run(sys.executable, *words, False)
+    run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words, sharded)
+    passes, *one = json.loads((tmp_path / "1-0.json").read_text())
+    shares = [json.loads((tmp_path / f"2-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [found for _, *found in shares] == [one, one]
+    each = [-(-passes // 2), passes // 2]
+    assert passes >= 9 and [count for count, *_ in shares] == ([each[0]] * 2 if sharded else each)
+
+
 @pytest.mark.parametrize("words", [(), ("--set", "train.shard=true")], ids=["whole", "sharded"])
 def test_two_processes_end_as_one_does(words, small, tiny_folder, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

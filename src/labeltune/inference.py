@@ -44,6 +44,12 @@ Hear = Callable[[list[int], np.ndarray, np.ndarray], None]
 """Called with the row numbers, logits (S, L) and target_document (S) of a forward pass."""
 
 
+Pass = tuple[np.ndarray, np.ndarray]
+"""Logits (S, L) and target_document (S) of a forward pass."""
+Passes = Callable[[Callable[[list[int]], Pass], Sequence[list[int]]], Iterable[Pass]]
+"""Runs a function over batches of row numbers, results in their order: `map`, or processes that share them out."""
+
+
 class NotFinite(ModelError):
     """Logits that are no numbers."""
 
@@ -63,6 +69,7 @@ class Labeller:
     budget: most tokens of one forward pass; a longer row is alone in its own.
     switches: the settings of published protocols that are on, by name (see SWITCHES); every report carries them.
     parts: the model was trained on a table of files; reports have the figures of each.
+    each: who makes the passes; this process in turn, or several that share them out.
     """
 
     model: LabelModel
@@ -72,6 +79,7 @@ class Labeller:
     budget: int
     switches: tuple[str, ...] = ()
     parts: bool = False
+    each: Passes = map
 
     def predict(
         self,
@@ -167,17 +175,21 @@ class Labeller:
     def _passes(self, rows: Sequence[Encoded] | Store) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
         """(row numbers, logits (S, L), target_document (S)) of each forward pass."""
         lengths = rows.lengths if isinstance(rows, Store) else np.array([len(row.tokens) for row in rows], np.int64)
-        device = self.model.backbone.device
         for first in range(0, len(lengths), CHUNK):
-            for places in sorted_batches(lengths[first : first + CHUNK], self.budget):
-                numbers = [first + place for place in places]
-                batch = pack([[(number, rows[number]) for number in numbers]], device)
-                with torch.no_grad():
-                    (logits_SL,) = self.model(batch)
-                if not torch.isfinite(logits_SL).all():
+            places = sorted_batches(lengths[first : first + CHUNK], self.budget)
+            batches = [[first + place for place in batch] for batch in places]
+            passes = self.each(lambda numbers: self._pass([(number, rows[number]) for number in numbers]), batches)
+            for numbers, (logits_SL, documents_S) in zip(batches, passes, strict=True):
+                if not np.isfinite(logits_SL).all():
                     hint = 'train again with a lower train.lr; where model.dtype is "fp16", with "bf16"'
                     raise NotFinite("the model's answers are no finite numbers", hint=hint)
-                yield numbers, logits_SL.float().cpu().numpy(), batch.target_document.cpu().numpy()
+                yield numbers, logits_SL, documents_S
+
+    def _pass(self, rows: Sequence[tuple[int, Encoded]]) -> Pass:
+        batch = pack([rows], self.model.backbone.device)
+        with torch.no_grad():
+            (logits_SL,) = self.model(batch)
+        return logits_SL.float().cpu().numpy(), batch.target_document.cpu().numpy()
 
 
 # What was not read

@@ -129,7 +129,7 @@ def prepare(
     for name, counts in cut.items():
         for sentence in caveats({"lost": counts}):
             listen(Said(f"{name}: {sentence}"))
-    labeller = _labeller(assembly)
+    labeller = _labeller(assembly, world)
     trial = _trial(assembly, rows, lambda loss: _dev_figures(labeller, dev_rows, dev_store, loss))
     if config.train.init is not None and fresh:
         listen(Said(start_from(assembly, Path(config.train.init))))
@@ -165,7 +165,7 @@ def _unreadable(dev: Store, assembly: Assembly) -> Iterator[str]:
         yield f"warning: {of} hold text that the tokenizer has no token for; the model cannot read it"
 
 
-def _labeller(assembly: Assembly) -> Labeller:
+def _labeller(assembly: Assembly, world: World) -> Labeller:
     model = LabelModel(assembly.backbone, [assembly.member])
     config = assembly.config
     return Labeller(
@@ -176,6 +176,7 @@ def _labeller(assembly: Assembly) -> Labeller:
         config.eval.batch_tokens or MICRO_TOKENS,
         switches(config),
         isinstance(config.data.train, dict),
+        world.map,
     )
 
 

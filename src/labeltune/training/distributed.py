@@ -2,17 +2,19 @@
 
 Adapters and heads are replicated. A step's rows are shared out by tokens, each process sums the gradients of its share,
 and one all-reduce of a flat buffer adds them up; so every process takes the same step. Random values are addressed by
-row, so it matters to no bit of the dropout who has it. A frozen backbone that does not fit is sharded (FSDP2): its
-blocks are gathered as a pass comes to them.
+row, so it matters to no bit of the dropout who has it. Dev and test rows are answered in the passes that one process
+would make, shared out, and the logits gathered. A frozen backbone that does not fit is sharded (FSDP2): its blocks are
+gathered as a pass comes to them.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from labeltune.data.batches import micro_batches
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,21 @@ class World:
         dist.all_reduce(sums)
         found: list[float] = sums.tolist()
         return found
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
+        """`function` of each item, in order: each process does its share, and all have all results.
+
+        With a sharded backbone who has nothing left does the first item again, for the others wait for its part.
+        """
+        if self.size == 1:
+            return map(function, items)
+        own = [function(item) for item in items[self.rank :: self.size]]
+        if self.sharded:
+            for _ in range(math.ceil(len(items) / self.size) - len(own)):
+                function(items[0])
+        found: list[list[R]] = [[]] * self.size
+        dist.all_gather_object(found, own)
+        return [found[place % self.size][place // self.size] for place in range(len(items))]
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes; all of them must ask."""
