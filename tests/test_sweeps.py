@@ -440,7 +440,7 @@ def steps_logged(out: Path) -> int:
     return sum(log.read_bytes().count(b"\n") for log in out.glob("trials/*/log.jsonl"))
 
 
-def tests_begun(out: Path) -> int:
+def openings_noted(out: Path) -> int:
     """Openings of the test split that the sweep's ledger has."""
     ledger = out / "ledger.jsonl"
     return ledger.read_bytes().count(b"final evaluation") if ledger.exists() else 0
@@ -467,7 +467,7 @@ def test_killed_at_ten_moments_no_trial_is_lost_doubled_or_changed(folder: Path,
     out, chance = tmp_path / "s", random.Random(7)
     moments = sorted(chance.sample(range(1, steps_logged(whole.folder) - 8), 8))
     killed = sum(killed_at(file, out, steps_logged, least, chance.uniform(0, 0.05)) for least in moments)
-    killed += sum(killed_at(file, out, tests_begun, least, 0) for least in (1, 3))
+    killed += sum(killed_at(file, out, openings_noted, least, 0) for least in (1, 3))
     assert killed == 10 and not (out / "sweep.json").exists()
     assert same(sweep(file, out=out, resume=True), whole)
 
