@@ -78,7 +78,7 @@ def test_on_the_command_line(typed, small: Path, tiny_folder: Path) -> None:
     shown = typed(*words, "--gpu", "24GB", "--no-measure")
     assert shown.code == 0 and "fits" in shown.out and "measured" not in shown.out
     facts = json.loads(typed(*words, "--no-measure", "--json").out)
-    assert facts["measured"] is None and facts["memory"]["total"] > 0.7 and facts["config"]["model"]["name"]
+    assert facts["measured"] is None and facts["memory"]["total"] > 0.1 and facts["config"]["model"]["name"]
 
 
 @pytest.mark.parametrize("text", ["", "many", "-3GB", "0GB"])

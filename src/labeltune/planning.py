@@ -2,10 +2,11 @@
 
 Memory is reckoned from the model's configuration, without its weights:
 
-    weights + 16 bytes x trained parameters + c x hidden x layers x tokens of a pass + transient + what a process needs
+    weights + t x trained parameters + c x hidden x layers x tokens of a pass + transient + what a process needs
 
-c is what a token leaves behind in a layer for the backward pass, in bytes per hidden unit. Time is measured: a few real
-steps and a few answers on this machine, and then multiplied.
+t is the bytes of a trained parameter with all that belongs to it; c is what a token leaves behind in a layer for the
+backward pass, in bytes per hidden unit. Time is measured: a few real steps and a few answers on this machine, and then
+multiplied.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ from labeltune.training.trainer import train as steps
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.07, "nf4": 0.57}
 """Of a weight; the quantised ones with their scales, the embeddings of which stay in 16 bits."""
-TRAINED = 16.0
-"""Bytes of a trained parameter: master, gradient and two moments, fp32."""
+TRAINED = {"cuda": 24.0, "cpu": 40.0}
+"""Bytes of a trained parameter, fp32: itself, its gradient, two moments, the best so far and a copy; on a CPU also the
+checkpoint as it is written. In full fine-tuning the parameter itself is among the weights already."""
 KEPT = {"dropout": 40.0, "plain": 34.0, "wide": 67.0, "checkpointed": 2.0}
 """Bytes per token, layer and hidden unit, at 16 bits: adapters with and without dropout, in all layers, recomputed."""
 TRANSIENT = 24.0
 """Bytes per token and hidden unit of the one layer at work, at 16 bits."""
 PROCESS = 0.7
-"""GiB of a process with torch and its kernels."""
+"""GiB of a GPU that CUDA, its kernels and cuBLAS take for themselves; on a CPU it is what this process holds by now."""
 LOOKED_AT = 6
 """Steps of the measurement; the first one only warms up."""
 
@@ -212,14 +214,15 @@ def _trained(config: Config, shape: Shape, labels: int) -> int:
 def reckon(config: Config, shape: Shape, trained: int, tokens: int, limit: float | None) -> Memory:
     """Memory by part for passes of `tokens`, and what would fit into `limit` GiB."""
     weights = _weights(config, shape) / GIB
-    optimiser = TRAINED * trained / GIB
+    optimiser = _per_trained(config) * trained / GIB
     each = _per_token(config, shape) / GIB
-    room = None if limit is None else int((limit - weights - optimiser - PROCESS) / each)
+    process = PROCESS if limit is not None or torch.cuda.is_available() else peak_memory()
+    room = None if limit is None else int((limit - weights - optimiser - process) / each)
     return Memory(
         weights=weights,
         trained=optimiser,
         activations=each * tokens,
-        process=PROCESS,
+        process=process,
         tokens=tokens,
         limit=limit,
         fits=room if room is not None and room > 0 else None,
@@ -250,6 +253,12 @@ def _per_token(config: Config, shape: Shape) -> float:
     else:
         kept = KEPT["dropout" if config.lora.dropout else "plain"] * layers
     return wide * hidden * (kept + TRANSIENT)
+
+
+def _per_trained(config: Config) -> float:
+    """Bytes of a trained parameter beside the weights."""
+    each = TRAINED["cuda" if torch.cuda.is_available() else "cpu"]
+    return each - BYTES[_dtype(config)] if config.lora.kind == "full" else each
 
 
 def _pass_tokens(config: Config, tokens: Tokens) -> int:
