@@ -21,7 +21,7 @@ from labeltune.data.store import Store
 from labeltune.folder import content_of
 from labeltune.ledger import Ledger
 from labeltune.model import backbone as backbones
-from labeltune.model.backbone import Backbone
+from labeltune.model.backbone import Backbone, Place
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.schema import Example
 
@@ -70,10 +70,10 @@ class Bench:
             self._tokenizers[key] = load_tokenizer(model)
         return self._tokenizers[key]
 
-    def backbone(self, config: Config, depth: int | None) -> Backbone:
+    def backbone(self, config: Config, depth: int | None, place: Place | None = None) -> Backbone:
         """The backbone with `depth` blocks; the last one is kept, and given again where the same is asked for.
 
-        Full fine-tuning changes the weights, so its backbone is read anew each time.
+        place: as in `load`. Full fine-tuning changes the weights, so its backbone is read anew each time.
         """
         full = config.lora.kind == "full"
         key = (backbone_key(config), depth)
@@ -84,6 +84,7 @@ class Bench:
                 device=pick_device(config.train.device),
                 checkpointing=config.model.checkpointing == "on",
                 trainable=full,
+                place=place,
             )
             self._backbone = key, backbone
         return self._backbone[1]

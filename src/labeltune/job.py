@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from labeltune.assembly import Assembly, assemble, task_of, untested
 from labeltune.bench import Bench, Given, encoding_key
@@ -27,6 +29,7 @@ from labeltune.inference import Labeller, NotFinite, caveats, lost
 from labeltune.initial import start_from
 from labeltune.keys import Key
 from labeltune.ledger import Ledger
+from labeltune.model.backbone import Place
 from labeltune.model.member import LabelModel
 from labeltune.run import (
     BACKBONE,
@@ -46,7 +49,7 @@ from labeltune.schema import Example, Prediction
 from labeltune.storage import append_jsonl, atomic_folder, read_json, read_jsonl, to_json, write_atomic, write_json
 from labeltune.tasks import Calibration, Loss
 from labeltune.training.checkpoint import load_state, save_state
-from labeltune.training.distributed import ALONE, World, shard
+from labeltune.training.distributed import ALONE, World, held, shard
 from labeltune.training.meter import Meter
 from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
 
@@ -112,12 +115,11 @@ def prepare(
     config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
     task = task_of(config)
     labels = task.label_set(loaded.train, config.data)
-    backbone = bench.backbone(config, None if whole else config.model.depth)
-    assembly = assemble(config, labels, bench.tokenizer(config), backbone)
+    backbone = bench.backbone(config, None if whole else config.model.depth, _divider(config, world))
     if world.sharded:
-        _refuse_to_shard(config)
-        held = shard(backbone.model, list(backbone.blocks), world)
-        listen(Said(f"the backbone is divided among {world.size} processes: {held:,} parameters in this one"))
+        count = f"{held(backbone.model):,} parameters in this one"
+        listen(Said(f"the backbone is divided among {world.size} processes: {count}"))
+    assembly = assemble(config, labels, bench.tokenizer(config), backbone)
     listen(Checked(assembly.selfcheck))
     if warning := untested(backbone.device):
         listen(Said(f"warning: {warning}"))
@@ -136,11 +138,16 @@ def prepare(
     return Job(folder, loaded, assembly, trial, labeller, (dev_rows, dev_store), Meter(), cut["train"], world)
 
 
-def _refuse_to_shard(config: Config) -> None:
+def _divider(config: Config, world: World) -> Place | None:
+    """What divides the backbone among the processes, where it is divided."""
+    if not world.sharded:
+        return None
     for name, value in (("lora.kind", config.lora.kind), ("model.quantization", config.model.quantization)):
         if value in ("full", "dora", "int8", "nf4"):
             message = f"a sharded backbone does not go with {value}"
             raise SettingsError(message, at=name, hint="set train.shard = false, or choose another")
+    wide = config.model.dtype == "fp32" or (config.model.dtype == "auto" and not torch.cuda.is_available())
+    return partial(shard, world=world, dtype=torch.float32 if wide else None)
 
 
 def begin(job: Job, checkpoint: Path, listen: Listener) -> None:

@@ -34,6 +34,8 @@ from labeltune.model.ranges import parse_layers
 from labeltune.model.settings import ModelConfig
 from labeltune.schema import Batch
 
+Place = Callable[[nn.Module, Sequence[nn.Module]], None]
+"""Puts a model and its blocks where they compute, once they are what they stay and before anything has run."""
 Taps = dict[int, Tensor]  # depth -> that block's output, (N, H) once flattened
 
 
@@ -45,7 +47,15 @@ class Backbone(nn.Module):
     context: longest document in tokens, None where there is no limit. source, revision: where the weights came from.
     """
 
-    def __init__(self, model: PreTrainedModel, *, depth: int | None = None, source: str = "the model") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        depth: int | None = None,
+        source: str = "the model",
+        trainable: bool = False,
+        place: Place | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.source = source
@@ -57,6 +67,9 @@ class Backbone(nn.Module):
         if depth is not None:
             truncate(model, self.config, self._blocks, depth)
         silence(model)
+        _free(model, trainable)
+        if place is not None:
+            place(model, list(self.blocks))
         self.train()  # before any forward: in eval mode bitsandbytes lays 4-bit weights out anew, without a backward
         self.layers = len(self.blocks)
         self.hidden_size = int(self.config.hidden_size)
@@ -306,11 +319,17 @@ class Backbone(nn.Module):
 
 
 def load(
-    config: ModelConfig, *, device: torch.device | str, checkpointing: bool = False, trainable: bool = False
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    checkpointing: bool = False,
+    trainable: bool = False,
+    place: Place | None = None,
 ) -> Backbone:
     """The backbone that `config` names, complete or refused.
 
     config.depth: blocks kept; the others are dropped. trainable: full fine-tuning, every weight asks for gradients.
+    place: takes the weights, as they lie in the checkpoint's mapped file, to where they compute; instead of `device`.
     Raises ModelError: no such model, no safetensors weights, weights missing, left over or of another shape.
     """
     name = resolve(config)
@@ -323,9 +342,9 @@ def load(
         hint = "choose a decoder (llama, mistral, qwen3, …)"
         raise ModelError(f"{stock.model_type} is an encoder-decoder model", at=named(config), hint=hint)
     with quietly():
-        model = read_body(name, config, stock, device)
-    backbone = Backbone(model, depth=config.depth, source=name)
-    return _prepare(backbone, checkpointing, trainable)
+        model = read_body(name, config, stock, device, mapped=place is not None)
+    backbone = Backbone(model, depth=config.depth, source=name, trainable=trainable, place=place)
+    return _prepare(backbone, checkpointing)
 
 
 def wrap(
@@ -339,15 +358,19 @@ def wrap(
     """The body of a model already in memory; it is changed in place (attention, dropout, depth)."""
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
-    return _prepare(Backbone(body, depth=depth, source=source), checkpointing, trainable)
+    return _prepare(Backbone(body, depth=depth, source=source, trainable=trainable), checkpointing)
 
 
-def _prepare(backbone: Backbone, checkpointing: bool, trainable: bool) -> Backbone:
-    """Freeze or free the weights, and switch checkpointing on where asked."""
-    for weight in backbone.parameters():
+def _free(model: PreTrainedModel, trainable: bool) -> None:
+    """Let the weights be trained, or freeze them."""
+    for weight in model.parameters():
         weight.requires_grad_(trainable and weight.is_floating_point())
     if not trainable:
-        freeze_norms(backbone.model)
+        freeze_norms(model)
+
+
+def _prepare(backbone: Backbone, checkpointing: bool) -> Backbone:
+    """Switch checkpointing on where asked."""
     if checkpointing:
         _checkpoint(backbone)
     return backbone

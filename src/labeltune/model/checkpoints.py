@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError  # a configuration whose numbers do not fit one another
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -39,6 +39,7 @@ from labeltune.model.lora import hush_bitsandbytes
 from labeltune.model.settings import ModelConfig
 
 MINI = "mini"
+SHORT = (torch.bfloat16, torch.float16)
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.bpe.model")
@@ -148,8 +149,20 @@ def read_config(name: str, config: ModelConfig) -> PretrainedConfig:
         raise _unreadable("the model", name, config, error) from error
 
 
-def read_body(name: str, config: ModelConfig, stock: PretrainedConfig, device: torch.device) -> PreTrainedModel:
-    """The body alone; a tied checkpoint that stores its embedding as `lm_head` is read through the causal model."""
+def read_body(
+    name: str, config: ModelConfig, stock: PretrainedConfig, device: torch.device, *, mapped: bool = False
+) -> PreTrainedModel:
+    """The body alone; a tied checkpoint that stores its embedding as `lm_head` is read through the causal model.
+
+    mapped: leave the weights in the file's memory map, in the file's dtype, where that can be widened to the settings'
+    without a loss; no copy of them is made. Elsewhere they are read in the settings' dtype.
+    """
+    if mapped and (narrow := _stored(name, stock)) is not None and _dtype(config, device) == torch.float32:
+        model = read_body(name, config.model_copy(update={"dtype": narrow}), stock, torch.device("cpu"))
+        if not any(buffer.dtype in SHORT for buffer in model.buffers()):  # made in it, so rounded for good
+            return model
+    if mapped:
+        device = torch.device("cpu")
     body: Callable[..., Any] = AutoModel.from_pretrained
     if family_of(stock.get_text_config()).pooler:
         body = partial(body, add_pooling_layer=False)
@@ -171,6 +184,16 @@ def read_causal(
         model, faults = _read_as(kind.from_pretrained, name, config, stock, device)
     _refuse(faults, config)
     return model
+
+
+def _stored(name: str, stock: PretrainedConfig) -> str | None:
+    """`bf16` or `fp16` where all weights of a checkpoint are stored so."""
+    folder = folder_of(name, getattr(stock, "_commit_hash", None))
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors") if folder is not None else ():
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    return {"BF16": "bf16", "F16": "fp16"}.get(*found) if len(found) == 1 else None
 
 
 def _body(model: PreTrainedModel) -> PreTrainedModel:

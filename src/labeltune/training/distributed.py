@@ -128,10 +128,19 @@ def joined(*, sharded: bool = False) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def shard(body: nn.Module, blocks: Sequence[nn.Module], world: World) -> int:
-    """Divide a frozen backbone among the processes, block by block, in place; how many numbers this one holds."""
+def shard(body: nn.Module, blocks: Sequence[nn.Module], world: World, dtype: torch.dtype | None = None) -> None:
+    """Divide a frozen backbone among the processes, block by block, in place.
+
+    dtype: what the weights become on the way; so nobody holds more than a block of them whole.
+    """
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world.size,))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(body, mesh=mesh)
+    for part in (*blocks, body):
+        for parameter in part.parameters():
+            if dtype is not None and not isinstance(parameter, DTensor):
+                parameter.data = parameter.data.to(dtype)
+        fully_shard(part, mesh=mesh)
+
+
+def held(body: nn.Module) -> int:
+    """How many of a sharded backbone's numbers lie in this process."""
     return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in body.parameters())
