@@ -4,9 +4,9 @@
     python gpu.py --out FOLDER/toy --toy          the same on a CPU with toy shapes, in seconds
 
 Needs a checkout of labeltune beside it, torch, transformers and peft; nothing is downloaded. Weights are random, of the
-true shapes, bf16. Sides: labeltune; A, stock model + PEFT, every row padded to the cap; B, the same, each batch padded
-to its longest row. A and B are plain loops without a Trainer, which is kinder to them than the recipes are. Each
-finished question is written at once, so a call that is cut off leaves what it had.
+true shapes, bf16. Sides: labeltune; A, stock model + PEFT, every row padded to the cap; B, the same, rows of like
+length together, padded to the longest of the batch. A and B are plain loops without a Trainer, which is kinder to them
+than the recipes are. Each finished question is written at once, so a call that is cut off leaves what it had.
 
 Shapes: N tokens of a pass.
 """
@@ -36,6 +36,7 @@ from labeltune.data.batches import pack
 from labeltune.keys import Key
 from labeltune.model.backbone import wrap
 from labeltune.model.member import LabelModel, build
+from labeltune.model.recording import SIGHTINGS
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.schema import Batch, Encoded
 
@@ -49,10 +50,10 @@ SHAPES = {
 }
 TOY = {"toy": (32, 2, 4, 2, 48)}
 BUDGETS = {"1B": 16384, "7B": 8192, "13B": 4096, "toy": 256}
-"""Tokens of a pass of 512-token texts without checkpointing; about 60 GiB at most."""
+"""Tokens of a pass of 512-token texts; without checkpointing about 60 GiB at most."""
 PEAKS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
 """Dense bf16 FLOP a second by the datasheets."""
-RANK, CAP, BATCH, VOCABULARY = 16, 64, 8, 32000
+RANK, CAP, BATCH, MANY, VOCABULARY = 16, 64, 8, 128, 32000
 Step = Callable[[], int]  # one optimiser step; returns the rows that it trained on
 
 
@@ -71,8 +72,12 @@ def row(length: int, random: np.random.Generator) -> Encoded:
     return Encoded(tokens, whole, zero, whole, whole, zero, np.array([[0, 1]], np.int32), random.integers(0, 2, 1))
 
 
-def batches(lengths: Sequence[int], rows: int) -> list[list[tuple[int, Encoded]]]:
+def batches(lengths: Sequence[int], rows: int, *, grouped: bool = False) -> list[list[tuple[int, Encoded]]]:
+    """Steps of so many rows; grouped: rows of like length together, the steps in the order of a shuffle."""
     random = np.random.default_rng(1)
+    if grouped:
+        steps = np.array_split(np.sort(np.array(lengths)), -(-len(lengths) // rows))
+        lengths = [int(length) for step in random.permutation(len(steps)) for length in steps[step]]
     made = [(number, row(length, random)) for number, length in enumerate(lengths)]
     return [made[start : start + rows] for start in range(0, len(made), rows)]
 
@@ -81,7 +86,7 @@ def batches(lengths: Sequence[int], rows: int) -> list[list[tuple[int, Encoded]]
 
 
 def adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=1e-4, foreach=True)
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=parameters[0].is_cuda)
 
 
 def ours(model: LabelModel, parts: list[list[tuple[int, Encoded]]]) -> Step:
@@ -128,11 +133,31 @@ def _endless(parts: list[list[tuple[int, Encoded]]]) -> Iterator[list[tuple[int,
         yield from parts
 
 
-def label_model(body: LlamaModel, *, checkpointing: bool = False) -> LabelModel:
+def together(model: LabelModel, parts: list[list[tuple[int, Encoded]]]) -> Step:
+    """One packed pass of all members, each with rows of its own, and an AdamW step."""
+    device, parameters = model.backbone.device, [p for member in model.members for p in member.parameters()]
+    feeds = [_endless(parts[k % len(parts) :] + parts[: k % len(parts)]) for k in range(len(model.members))]
+    optimiser, keys = adamw(parameters), [Key.of(k) for k in range(len(model.members))]
+
+    def step() -> int:
+        rows = [next(feed) for feed in feeds]
+        batch: Batch = pack(rows, device)
+        logits = model(batch, keys)
+        losses = [nn.functional.cross_entropy(mine, labels) for mine, labels in zip(logits, batch.labels, strict=True)]
+        torch.stack(losses).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return sum(map(len, rows))
+
+    return step
+
+
+def label_model(bench: Bench, body: LlamaModel, *, checkpointing: bool = False, members: int = 1) -> LabelModel:
     backbone = wrap(body, checkpointing=checkpointing)
+    backbone.records = backbone.records and bench.records
     words = {"task_unmask": "none", "task_pooling": "last", "task_bias": False, "width": 2, "key": Key.of(1)}
-    member = build(backbone, ModelConfig(), LoraConfig(rank=RANK), HeadConfig(), **words)
-    return LabelModel(backbone, [member])
+    made = [build(backbone, ModelConfig(), LoraConfig(rank=RANK), HeadConfig(), **words) for _ in range(members)]
+    return LabelModel(backbone, made)
 
 
 # Measuring
@@ -141,8 +166,9 @@ def label_model(body: LlamaModel, *, checkpointing: bool = False) -> LabelModel:
 class Bench:
     """Where it runs, until when, and what was found."""
 
-    def __init__(self, out: Path, device: str, minutes: float) -> None:
+    def __init__(self, out: Path, device: str, minutes: float, *, records: bool = True) -> None:
         self.out, self.device, self.until = out, torch.device(device), BEGAN + 60 * minutes
+        self.records = records
         self.cuda = self.device.type == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         name = torch.cuda.get_device_name() if self.cuda else "CPU"
@@ -160,6 +186,8 @@ class Bench:
                 found = answer()
             except torch.OutOfMemoryError:
                 found = {"left_out": "out of memory"}
+            except RuntimeError as error:
+                found = {"left_out": f"failed: {error}".split("\n")[0]}
         self.facts["found"].append({"question": question, "shape": shape, **found})
         print(json.dumps(self.facts["found"][-1]), flush=True)
         self.out.with_suffix(".json").write_text(json.dumps(self.facts, indent=1) + "\n")
@@ -212,32 +240,78 @@ def gemm(bench: Bench) -> dict[str, Any]:
     return {"flops": 2 * side**3 / best}
 
 
-def speed(bench: Bench, shape: str, repeats: int = 3, steps: int = 8) -> dict[str, Any]:
-    """Rows a second of the three sides, one after the other on the same weights, in steps of eight short texts."""
+def speed(bench: Bench, shape: str, rows: int, *, repeats: int = 2, steps: int = 16) -> dict[str, Any]:
+    """Rows a second of the three sides, one after the other on the same weights, in steps of `rows` short texts."""
     with bench.built():
         stock = LlamaForSequenceClassification(configuration(shape))
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     wanted = peft.LoraConfig(task_type="SEQ_CLS", r=RANK, lora_alpha=RANK, lora_dropout=0.05, target_modules=targets)
-    parts = batches(short_lengths(BATCH * steps), BATCH)
+    lengths = short_lengths(rows * steps)
+    parts = batches(lengths, rows)
     tuned = peft.get_peft_model(stock, wanted)
-    rates: dict[str, list[float]] = {"labeltune": [], "A": [], "B": []}
-    for name, width in (("A", CAP), ("B", None)):
-        rates[name] = _rates(bench, theirs(tuned, parts, width), repeats, steps)
-    body = tuned.unload().model
-    rates["labeltune"] = _rates(bench, ours(label_model(body), parts), repeats, steps)
-    middle = {side: statistics.median(values) for side, values in rates.items()}
+    rates = {
+        "A": _rates(bench, theirs(tuned, parts, CAP), repeats, steps),
+        "B": _rates(bench, theirs(tuned, batches(lengths, rows, grouped=True), None), repeats, steps),
+    }
+    model = label_model(bench, tuned.unload().model)
+    step = ours(model, parts)
+    rates = {"labeltune": _rates(bench, step, repeats, steps, rounds=SIGHTINGS), **rates}
     return {
-        "rows_per_second": middle,
-        "against_A": middle["labeltune"] / middle["A"],
-        "against_B": middle["labeltune"] / middle["B"],
+        "rows": rows,
+        "rows_per_second": rates,
+        "against_A": rates["labeltune"] / rates["A"],
+        "against_B": rates["labeltune"] / rates["B"],
         "peak_gib": bench.peak_gib(),
+        **launches(bench, model, step),
     }
 
 
-def _rates(bench: Bench, step: Step, repeats: int, steps: int) -> list[float]:
-    """Rows a second of each repeat, after two steps to warm up."""
-    bench.seconds(step, 2)
-    return [BATCH * steps / bench.seconds(step, steps) for _ in range(repeats)]
+def _rates(bench: Bench, step: Step, repeats: int, steps: int, rounds: int = 1) -> float:
+    """Rows a second, the median of some repeats, after rounds to warm up; in the third labeltune records its passes."""
+    for _ in range(rounds):
+        rows = sum(step() for _ in range(steps))
+    return statistics.median(rows / bench.seconds(step, steps) for _ in range(repeats))
+
+
+def launches(bench: Bench, model: LabelModel, step: Step, steps: int = 4) -> dict[str, Any]:
+    """What a step costs, recorded and pass by pass: launches, milliseconds of its kernels, and of the clock."""
+    if not bench.cuda:
+        return {}
+    found: dict[str, Any] = {}
+    for way, records in (("recorded", bench.records), ("not_recorded", False)):
+        model.backbone.records = records
+        step()
+        spent = bench.seconds(step, steps) / steps
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            bench.seconds(step, 1)
+        kernels = [each for each in seen.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(each.device_time for each in kernels) / 1e3
+        found[way] = {"step_ms": 1e3 * spent, "kernels_ms": busy, "kernels": len(kernels)}
+    return found
+
+
+def sweeping(bench: Bench, shape: str, members: int = 12, repeats: int = 2, steps: int = 6) -> dict[str, Any]:
+    """Rows a second of twelve trials in one pass and of one trial alone, eight short texts each, and peak memory."""
+    with bench.built():
+        body = LlamaModel(configuration(shape))
+    parts = batches(short_lengths(BATCH * steps), BATCH)
+    weights = torch.cuda.memory_allocated() / GIB if bench.cuda else 0.0
+    found: dict[int, tuple[float, float]] = {}
+    for count in (1, members):
+        model = label_model(bench, body, members=count)
+        bench.clear()
+        rate = _rates(bench, together(model, parts), repeats, steps, rounds=SIGHTINGS + 1)
+        found[count] = rate, bench.peak_gib() or 0.0
+        model.detach()
+    bound = weights + 1.1 * members * (found[1][1] - weights)
+    return {
+        "members": members,
+        "rows_per_second": {"together": found[members][0], "alone": found[1][0]},
+        "against_alone": found[members][0] / found[1][0],
+        "peak_gib": found[members][1],
+        "backbone_gib": weights,
+        "bound_gib": bound,
+    }
 
 
 def utilisation(bench: Bench, shape: str, checkpointing: bool) -> dict[str, Any]:
@@ -245,7 +319,7 @@ def utilisation(bench: Bench, shape: str, checkpointing: bool) -> dict[str, Any]
     began = time.monotonic()
     with bench.built():
         body = LlamaModel(configuration(shape))
-    model = label_model(body, checkpointing=checkpointing)
+    model = label_model(bench, body, checkpointing=checkpointing)
     long = 512 if shape != "toy" else 64
     step = ours(model, batches([long] * (BUDGETS[shape] // long), BUDGETS[shape] // long))
     step()
@@ -279,7 +353,7 @@ def memory(
         return {**setting, "left_out": "bitsandbytes is not installed"}
     body = _quantised(bench, shape, bits) if bits < 16 else _plain(bench, shape)
     bench.clear()
-    bench.seconds(ours(label_model(body, checkpointing=checkpointing), batches([long] * rows, rows)), 3)
+    bench.seconds(ours(label_model(bench, body, checkpointing=checkpointing), batches([long] * rows, rows)), 3)
     return {**setting, "peak_gib": bench.peak_gib()}
 
 
@@ -339,20 +413,35 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--minutes", type=float, default=9, help="no question is begun later")
     parser.add_argument("--toy", action="store_true", help="toy shapes on a CPU")
+    parser.add_argument("--no-recording", action="store_true", help="labeltune without recorded passes")
     arguments = parser.parse_args(words)
     if not (arguments.toy or torch.cuda.is_available()):
         parser.error("there is no CUDA device; --toy runs on a CPU")
-    bench = Bench(Path(arguments.out), "cpu" if arguments.toy else "cuda", arguments.minutes)
+    bench = Bench(
+        Path(arguments.out), "cpu" if arguments.toy else "cuda", arguments.minutes, records=not arguments.no_recording
+    )
     shapes = list(TOY) if arguments.toy else arguments.shapes
     bench.ask("GEMM peak", "", lambda: gemm(bench))
     for shape in sorted(shapes, key=lambda each: each != "7B"):
-        bench.ask("MFU, 512-token texts", shape, lambda shape=shape: utilisation(bench, shape, False))
-        bench.ask("speed, short texts, 8 rows", shape, lambda shape=shape: speed(bench, shape))
-        bench.ask("MFU, 512-token texts", shape, lambda shape=shape: utilisation(bench, shape, True))
-        bench.ask("memory", shape, lambda shape=shape: memory(bench, shape, 8, 64))
-        bench.ask("memory", shape, lambda shape=shape: memory(bench, shape, 32, 512, checkpointing=True))
-    for bits in (4, 8) if shapes[-1] in ("13B", "toy") else ():
-        bench.ask("memory", shapes[-1], lambda bits=bits: memory(bench, shapes[-1], 8, 64, bits=bits))
+        for question, answer in questions(bench, shape):
+            bench.ask(question, shape, answer)
+
+
+def questions(bench: Bench, shape: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """What is asked of a shape: everything of 7B, the memory of 13B, the speed of 1B."""
+    if shape != "13B":
+        yield "speed, short texts", lambda: speed(bench, shape, BATCH)
+    if shape in ("7B", "toy"):
+        yield "sweep, short texts, 8 rows each", lambda: sweeping(bench, shape)
+        yield "speed, short texts", lambda: speed(bench, shape, MANY, steps=4)
+    if shape != "13B":
+        yield "MFU, 512-token texts", lambda: utilisation(bench, shape, False)
+        yield "MFU, 512-token texts", lambda: utilisation(bench, shape, True)
+    if shape != "1B":
+        yield "memory", lambda: memory(bench, shape, 8, 64)
+        yield "memory", lambda: memory(bench, shape, 32, 512, checkpointing=True)
+        yield "memory", lambda: memory(bench, shape, 8, 64, bits=4)
+        yield "memory", lambda: memory(bench, shape, 8, 64, bits=8)
 
 
 if __name__ == "__main__":

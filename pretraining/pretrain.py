@@ -1,6 +1,7 @@
 """Train the mini backbone from scratch: next-token prediction over one shuffled text corpus.
 
     python pretraining/pretrain.py CORPUS.txt.xz --heldout HELDOUT.txt.xz --tokenizer FOLDER --out FOLDER --tokens 12e6
+    python pretraining/pretrain.py … --device cuda --bf16 --compile --rows 64 --length 512 --minutes 5
     python pretraining/pretrain.py … --resume --tokens 50e6 --decay-tokens 20e6    # from the checkpoint
     python pretraining/pretrain.py … --start FOLDER --seen 4.2e6    # from weights alone, after the text they have read
 
@@ -13,13 +14,16 @@ Hugging Face folder in bf16; `state.pt` beside it holds what `--resume` needs.
 import argparse
 import json
 import lzma
+import math
 import os
 import time
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 ARCHITECTURE = {
@@ -35,6 +39,8 @@ ARCHITECTURE = {
 }
 MATRIX_LR, OTHER_LR = 8e-3, 4e-3
 WARMUP_STEPS = 100
+PACING = (50, 350)
+"""Steps at which a run with --minutes looks at its speed."""
 
 
 def encode(corpus: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> np.ndarray:
@@ -56,34 +62,44 @@ def order(total: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(total) if epoch else np.arange(total)
 
 
-def rows(stream: np.ndarray, step: int, count: int, length: int, seed: int) -> torch.Tensor:
-    """Rows of one step as (count, length + 1) ids: a fresh permutation of all rows in each epoch, by address alone."""
-    total = (len(stream) - 1) // length
-    ids = []
+def rows(stream: torch.Tensor, step: int, count: int, length: int, seed: int) -> torch.Tensor:
+    """Rows of one step as (count, length + 1) ids: a fresh permutation of all rows in each epoch, by address alone.
+
+    Each epoch but the first cuts the text elsewhere.
+    """
+    total = (len(stream) - 1) // length - 1
+    places = []
     for index in range(step * count, (step + 1) * count):
         epoch, place = divmod(index, total)
-        at = int(order(total, seed, epoch)[place]) * length
-        ids.append(torch.from_numpy(stream[at : at + length + 1].astype(np.int64)))
-    return torch.stack(ids)
+        places.append(int(order(total, seed, epoch)[place]) * length + epoch * 97 % length)
+    starts = torch.tensor(places, device=stream.device)
+    return stream[starts[:, None] + torch.arange(length + 1, device=stream.device)].long()
 
 
 @torch.no_grad()
 def bits_per_byte(
-    model: LlamaForCausalLM, heldout: np.ndarray, size: int, length: int, limit: int | None = None
+    model: LlamaForCausalLM, heldout: torch.Tensor, size: int, length: int, limit: int | None = None
 ) -> float:
     """Held-out cross-entropy in bits per byte of text, in windows of `length` with half of it as context.
 
     Every token is predicted once; the first half of a window only serves as context, but in the first window.
     """
     model.eval()
-    bits, half, end = 0.0, length // 2, len(heldout) if limit is None else min(limit, len(heldout))
-    for start in range(0, end - 1, half):
-        window = torch.from_numpy(heldout[max(0, start - half) : min(start + half, end - 1) + 1].astype(np.int64))[None]
-        new = min(half, end - 1 - start)
-        logits = model(input_ids=window[:, :-1], logits_to_keep=new).logits[0]
-        bits += torch.nn.functional.cross_entropy(logits.float(), window[0, -new:], reduction="sum").item() / np.log(2)
+    end = len(heldout) if limit is None else min(limit, len(heldout))
+    half = min(length // 2, end - 1)
+    full = torch.arange(half, max(end - half, half), half)  # where whole windows begin to predict
+    around, done = torch.arange(-half, half + 1), half * (len(full) + 1)
+    parts = [(heldout[None, : half + 1], half)]
+    for starts in full.split(32) if len(full) else ():
+        parts.append((heldout[(starts[:, None] + around).to(heldout.device)], half))
+    if done < end - 1:
+        parts.append((heldout[None, done - half : end], end - 1 - done))
+    nats = 0.0
+    for windows, new in parts:
+        logits = model(input_ids=windows[:, :-1].long(), logits_to_keep=new).logits.float()
+        nats += functional.cross_entropy(logits.mT, windows[:, -new:].long(), reduction="sum").item()
     model.train()
-    return bits / (size * (end - 1) / (len(heldout) - 1))
+    return nats / math.log(2) / (size * (end - 1) / (len(heldout) - 1))
 
 
 class Muon(torch.optim.Optimizer):
@@ -148,9 +164,30 @@ def optimisers(model: LlamaForCausalLM, precision: torch.dtype = torch.float32) 
 
 def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
     """Mean cross-entropy of ids (rows, length + 1), each from those before it."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = model.lm_head(model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state)
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+    return functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+
+@dataclass
+class Pace:
+    """How many tokens a run of so many minutes reads: known once its steps are warm, by their speed so far.
+
+    The last hundredth of the time is left for the checkpoint.
+    """
+
+    minutes: float
+    began: float = field(default_factory=time.monotonic)
+    mark: tuple[float, int] | None = None
+
+    def tokens(self, seen: int) -> float:
+        """Call it twice: when the steps are warm, and some hundred steps later."""
+        now = time.monotonic()
+        if self.mark is None:
+            self.mark = now, seen
+            return math.inf
+        rate = (seen - self.mark[1]) / (now - self.mark[0])
+        return seen + rate * (self.began + 59.4 * self.minutes - now)
 
 
 def others_run() -> bool:
@@ -178,11 +215,13 @@ def main() -> None:
     parser.add_argument("--heldout", type=Path, required=True, help="xz text that no step trains on")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, required=True, help="training tokens in all")
-    parser.add_argument("--decay-tokens", type=float, default=0.0)
+    parser.add_argument("--tokens", type=float, default=math.inf, help="training tokens in all")
+    parser.add_argument("--minutes", type=float, help="instead of --tokens: as many as this machine reads in the time")
+    parser.add_argument("--decay-tokens", type=float, default=0.0, help="in tokens, or as a share of all below 1")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--resume", action="store_true")
@@ -199,12 +238,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.tokenizer)
-    stream = encode(options.corpus, tokenizer, options.out / "corpus.npy")
-    heldout = encode(options.heldout, tokenizer, options.out / "heldout.npy")
+    stream, heldout = (
+        torch.from_numpy(encode(text, tokenizer, options.out / name).astype(np.int32)).to(options.device)
+        for text, name in ((options.corpus, "corpus.npy"), (options.heldout, "heldout.npy"))
+    )
     with lzma.open(options.heldout) as text:
         size = len(text.read())
     end = tokenizer.eos_token_id
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **ARCHITECTURE))
+    model.to(options.device)
     parts = optimisers(model, torch.bfloat16 if options.bf16 else torch.float32)
     per_step = options.rows * options.length
     step, tokens, seconds = 0, 0, 0.0
@@ -214,7 +256,7 @@ def main() -> None:
         step = -(-tokens // per_step)  # the next row that is all new
     begun = step
     if options.resume:
-        state = torch.load(options.out / "state.pt", weights_only=True)
+        state = torch.load(options.out / "state.pt", weights_only=True, map_location=options.device)
         model.load_state_dict(state["model"])
         for part, saved in zip(parts, state["optimisers"], strict=True):
             part.load_state_dict(saved)
@@ -225,9 +267,14 @@ def main() -> None:
         torch._inductor.config.cpp.dynamic_threads = True
     loss_of = torch.compile(next_token_loss) if options.compile else next_token_loss
     model.train()
-    began, mean = time.monotonic(), None
-    while tokens < options.tokens:
-        left = (options.tokens - tokens) / options.decay_tokens if options.decay_tokens else 1.0
+    pace = Pace(options.minutes) if options.minutes else None
+    began, mean, total = time.monotonic(), torch.zeros((), device=options.device), options.tokens
+    while tokens < total:
+        if pace and step - begun in PACING:
+            mean.item()  # wait for the device
+            total = max(pace.tokens(tokens), tokens + per_step)
+        decay = options.decay_tokens * (total if options.decay_tokens < 1 and total < math.inf else 1)
+        left = (total - tokens) / decay if decay else 1.0
         factor = min(1.0, (step - begun + 1) / WARMUP_STEPS, max(left, 0.0))
         if options.yielding:
             torch.set_num_threads(1 if others_run() else options.threads)
@@ -242,24 +289,20 @@ def main() -> None:
             part.step()
             part.zero_grad(set_to_none=True)
         step, tokens = step + 1, tokens + per_step
-        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
-        last = tokens >= options.tokens
+        mean = torch.lerp(loss.detach(), mean, 0.0 if step == begun + 1 else 0.98)
+        last = tokens >= total
         if step % options.every == 0 or last:
             now = time.monotonic()
             seconds, began = seconds + now - began, now
             bpb = bits_per_byte(model, heldout, size, options.length, None if last else 20_000)
-            fact = {"step": step, "tokens": tokens, "loss": round(mean, 4), "bits_per_byte": round(bpb, 4)}
+            fact = {"step": step, "tokens": tokens, "loss": round(mean.item(), 4), "bits_per_byte": round(bpb, 4)}
             fact |= {"all_heldout": last, "seconds": round(seconds), "lr": parts[0].param_groups[0]["lr"]}
             print(json.dumps(fact), flush=True)
             with (options.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(fact) + "\n")
             state = {"model": model.state_dict(), "optimisers": [part.state_dict() for part in parts]}
-            save(
-                options.out,
-                model,
-                tokenizer,
-                state | {"step": step, "tokens": tokens, "seconds": seconds, "begun": begun},
-            )
+            state |= {"step": step, "tokens": tokens, "seconds": seconds, "begun": begun}
+            save(options.out, model, tokenizer, state)
             began = time.monotonic()
 
 

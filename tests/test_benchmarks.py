@@ -67,7 +67,7 @@ def test_the_gpu_scripts_sides_read_the_same_labels_from_the_same_weights(beside
     rows = gpu.batches([5, 9, 7], 3)[0]
     with torch.no_grad():
         expected = [stock(torch.from_numpy(row.tokens)[None].long()).logits[0] for _, row in rows]
-        model = gpu.label_model(stock.model)
+        model = gpu.label_model(bench, stock.model)
         model.members[0].head.weight.copy_(stock.score.weight)
         (logits,) = model(gpu.pack([rows]))
     torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
-from labeltune.keys import Key, generator, keep_mask, keep_masks, permutation
+from labeltune.keys import Key, generator, keep_mask, keep_masks, kept, numbers_of, permutation
 
 KEY = Key.of(7)
 ROW, INDEX = (t.flatten() for t in torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"))
@@ -129,6 +129,21 @@ def test_masks_of_many_slices_equal_each_slice_alone(slices: list[tuple[int, flo
     for key, (_, rate, _), start, end in zip(keys, slices, bounds, bounds[1:], strict=False):
         alone = keep_mask(key or KEY, row[start:end], index[start:end], 10, rate if key else 0.0)
         assert torch.equal(joint[start:end], alone)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1), st.integers(0, 2**64 - 1)), min_size=1, max_size=4),
+    st.integers(1, 33),
+    st.integers(-(2**62), 2**62),
+)
+def test_the_formula_for_a_compiler_draws_the_same_masks(slices, features, far) -> None:
+    sizes, rates, values = map(list, zip(*slices, strict=True))
+    keys = [Key(value) for value in values]
+    bounds = [0, *np.cumsum(sizes).tolist()]
+    row, index = ROW[: bounds[-1]] + far, INDEX[: bounds[-1]]
+    numbers, limits = torch.tensor(numbers_of(keys, rates)).repeat_interleave(torch.tensor(sizes), dim=1)
+    mask = kept(numbers, limits, row, index, features)
+    assert torch.equal(mask, keep_masks(keys, rates, bounds, row, index, features))
 
 
 def test_rates_at_the_edge_keep_everything_or_nearly_nothing() -> None:

@@ -408,7 +408,7 @@ def test_twelve_mixed_trials_end_as_each_does_alone_and_a_shared_stream_would_no
     def shared(keys, rates, boundaries, token_row, token_index, features):
         return torch.rand(len(token_row), features) >= max(rates)
 
-    monkeypatch.setattr("labeltune.model.updates.keep_masks", shared)
+    monkeypatch.setattr("labeltune.model.dropout.keep_masks", shared)
     other = mixed_sweep(folder, tmp_path / "shared")
     assert furthest(other.folder / "trials" / "0000", tmp_path / "alone" / "0000") > 1e-3
 

@@ -75,11 +75,42 @@ def keep_masks(
 
     boundaries: K + 1 token numbers. One sequence of kernels serves all slices: launches are what a small pass costs.
     """
-    values = [_signed(key.value, 64) if key else 0 for key in keys]
-    limits = [_threshold(rate if key else 0.0) for key, rate in zip(keys, rates, strict=True)]
-    facts = torch.tensor([values, limits, [b - a for a, b in pairwise(boundaries)]], device=token_row.device)
+    sizes = [b - a for a, b in pairwise(boundaries)]
+    facts = torch.tensor([*numbers_of(keys, rates), sizes], device=token_row.device)
     value, limit = torch.repeat_interleave(facts[:2], facts[2], dim=1, output_size=len(token_row))
     return _keep(value, token_row, token_index, features, limit.to(torch.int16).unsqueeze(1))
+
+
+def numbers_of(keys: Sequence[Key | None], rates: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Keys as signed 64-bit numbers, and rates as the limits of a 16-bit hash; without a key nothing is dropped."""
+    values = [_signed(key.value, 64) if key else 0 for key in keys]
+    return values, [_threshold(rate if key else 0.0) for key, rate in zip(keys, rates, strict=True)]
+
+
+def kept(
+    numbers: torch.Tensor, limits: torch.Tensor, row: torch.Tensor, index: torch.Tensor, features: int
+) -> torch.Tensor:
+    """The mask of `keep_masks`, (N, features), written for a compiler: one formula for each value, nothing in place.
+
+    numbers, limits, row, index: int64 (N); the first two from `numbers_of`, spread over the tokens.
+    """
+    x = row * _signed(_ROW, 64) + index * _signed(_TOKEN, 64) + numbers
+    for shift, factor in zip((30, 27), _MIX64, strict=True):
+        x = _shifted(x, shift, 64) * _signed(factor, 64)
+    x = _shifted(x, 31, 64)
+    first, second = x.to(torch.int32).unsqueeze(1), (x >> 32).to(torch.int32).unsqueeze(1)
+    feature = torch.arange(features, dtype=torch.int32, device=row.device)
+    word = first ^ ((feature >> 1) + 1) * _signed(_MIX32[2], 32)
+    word = _shifted(word * _signed(_MIX32[0], 32), 15, 32) + second
+    for factor in _MIX32[1:]:
+        word = _shifted(word * _signed(factor, 32), 16, 32)
+    half = (word >> (feature & 1) * 16).to(torch.int16)
+    return half >= limits.unsqueeze(1)
+
+
+def _shifted(x: torch.Tensor, shift: int, bits: int) -> torch.Tensor:
+    """`x ^ x >>> shift`."""
+    return x ^ (x >> shift & (1 << (bits - shift)) - 1)
 
 
 def _threshold(rate: float) -> int:

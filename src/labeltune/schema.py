@@ -85,7 +85,7 @@ class Batch:
 
     input_ids, position_ids: int64 (N). Positions start at 0 in each packed document.
     token_row, token_index: int64 (N), the address of a token: its row in the data set, its place in the row.
-    cu_seqlens: int64 (D + 1), boundaries of the packed documents (windows).
+    cu_seqlens: int64 (D + 1) on the CPU, boundaries of the packed documents (windows).
     piece_starts, piece_ends, piece_target: int64 (P), in stream and batch coordinates; piece_weights: float32 (P).
     target_document: int64 (S), which row of the batch a target belongs to, ascending within a slice.
     slice_tokens, slice_documents, slice_pieces, slice_targets: K + 1 boundaries each.

@@ -32,6 +32,7 @@ from labeltune.schema import Batch
 from labeltune.training.checkpoint import State, Tensors, moments_of, restore_moments
 from labeltune.training.optimiser import scale_and_clip, set_lr, warmup_steps
 from labeltune.training.trainer import Plan
+from labeltune.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Reader:
     def _layout(self, batch: Batch, key: Key | None) -> Layout:
         return Layout(
             lengths=tuple(b - a for a, b in pairwise(batch.cu_seqlens.tolist())),
-            cu_seqlens=batch.cu_seqlens.to(torch.int32),
+            cu_seqlens=sent(batch.cu_seqlens.to(torch.int32), self.causal.backbone.device),
             slice_tokens=batch.slice_tokens,
             slice_documents=batch.slice_documents,
             unmasked=tuple((both,) for both in self.directions),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from labeltune.schema import Batch, Encoded
+from labeltune.transfer import sent
 
 # Planning
 
@@ -110,7 +111,7 @@ def pack(slices: Sequence[Sequence[tuple[int, Encoded]]], device: torch.device |
     numbers = np.array([number for number, _ in flat], np.int64)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
+        return sent(torch.from_numpy(array), device)
 
     of_slice = _bounds(np.array([len(part) for part in slices], np.int64))
     return Batch(
@@ -118,7 +119,7 @@ def pack(slices: Sequence[Sequence[tuple[int, Encoded]]], device: torch.device |
         position_ids=tensor(place - np.repeat(cu_seqlens[:-1], windows)),
         token_row=tensor(np.repeat(numbers, tokens)),
         token_index=tensor(place - np.repeat(_bounds(tokens)[:-1], tokens)),
-        cu_seqlens=tensor(cu_seqlens),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
         piece_starts=tensor(_joined([row.piece_start for row in rows]) + first_token),
         piece_ends=tensor(_joined([row.piece_end for row in rows]) + first_token),
         piece_target=tensor(_joined([row.piece_target for row in rows]) + np.repeat(_bounds(targets)[:-1], pieces)),

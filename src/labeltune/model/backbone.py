@@ -43,6 +43,7 @@ class Backbone(nn.Module):
     """One body with its family's quirks settled, ready to run batches. Build it with `load` or `wrap`.
 
     model: the Hugging Face body. slot: the running layout, for hooks. family: its row in the table of quirks.
+    records: small training passes may be recorded (see `recording`).
     packed: one stream of documents of any length, or rows of equal length. layers: blocks in use.
     context: longest document in tokens, None where there is no limit. source, revision: where the weights came from.
     """
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
         self.source = source
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self.slot = Slot()
+        self.records = False  # whether small training passes are recorded: `_prepare` knows
         self.config = model.config.get_text_config()
         self.family = family_of(self.config)
         self._blocks = find_blocks(model, self.config, source)
@@ -344,7 +346,7 @@ def load(
     with quietly():
         model = read_body(name, config, stock, device, mapped=place is not None)
     backbone = Backbone(model, depth=config.depth, source=name, trainable=trainable, place=place)
-    return _prepare(backbone, checkpointing)
+    return _prepare(backbone, checkpointing, recording=config.recording != "off" and place is None)
 
 
 def wrap(
@@ -369,8 +371,12 @@ def _free(model: PreTrainedModel, trainable: bool) -> None:
         freeze_norms(model)
 
 
-def _prepare(backbone: Backbone, checkpointing: bool) -> Backbone:
-    """Switch checkpointing on where asked."""
+def _prepare(backbone: Backbone, checkpointing: bool, *, recording: bool = True) -> Backbone:
+    """Switch checkpointing and recording on where asked, the latter where a recording can hold the pass."""
+    half = backbone.dtype in (torch.float16, torch.bfloat16)  # in 32 bits each length of document is a call of its own
+    frozen = not any(weight.requires_grad for weight in backbone.parameters())
+    plain = backbone.packed and half and frozen and not checkpointing
+    backbone.records = recording and plain and backbone.device.type == "cuda"
     if checkpointing:
         _checkpoint(backbone)
     return backbone

@@ -25,9 +25,11 @@ from labeltune.model.heads import Head, StockHead, load_tensors, save_tensors
 from labeltune.model.layout import Layout
 from labeltune.model.pooling import LEARNED, Pooling, combine
 from labeltune.model.ranges import parse_layers
+from labeltune.model.recording import Recorder
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.model.stock import stock_head
 from labeltune.schema import Batch
+from labeltune.transfer import sent
 
 ADAPTER, HEAD = "adapter", "head.safetensors"
 """Where a member's weights lie in its folder."""
@@ -140,12 +142,17 @@ class LabelModel(nn.Module):
         self.members: Sequence[Member] = nn.ModuleList(members)  # type: ignore[assignment]  # its items are Modules to mypy
         modules = dict(backbone.model.named_modules())
         self._attached = updates.attach(modules, [member.adapter for member in members], backbone.slot)
+        adapters = [member.adapter for member in members if member.adapter is not None]
+        self._recorder = Recorder(backbone, self._attached, [p for adapter in adapters for p in adapter.parameters()])
 
     def forward(self, batch: Batch, keys: Sequence[Key | None] | None = None) -> list[torch.Tensor]:
         """Per slice its logits (S_k, L_k), fp32. keys: this pass's randomness per slice; none outside training."""
         keys = keys if keys is not None else [None] * len(self.members)
         layout = self.layout(batch, keys)
-        hidden = self.backbone.hidden(batch, layout, [member.depth for member in self.members])
+        depths = [member.depth for member in self.members]
+        hidden = self._recorder.hidden(batch, layout, depths)
+        if hidden is None:
+            hidden = self.backbone.hidden(batch, layout, depths)
         slices = enumerate(zip(self.members, hidden, keys, strict=True))
         return [member.read(hidden_NH, Part.of(batch, k), key) for k, (member, hidden_NH, key) in slices]
 
@@ -154,7 +161,7 @@ class LabelModel(nn.Module):
         bounds = batch.cu_seqlens.tolist()
         return Layout(
             lengths=tuple(b - a for a, b in pairwise(bounds)),
-            cu_seqlens=batch.cu_seqlens.to(torch.int32),
+            cu_seqlens=sent(batch.cu_seqlens.to(torch.int32), self.backbone.device),
             slice_tokens=batch.slice_tokens,
             slice_documents=batch.slice_documents,
             unmasked=tuple(zip(*(member.directions for member in self.members), strict=True)),

@@ -7,7 +7,8 @@ is given the inputs it had in the first, so a fault is found where it is made.
 The stream of the first pass, L layers, T tokens a document: a stranger, L copies of the probe (copy l has its last
 token turned around at the input of layer l), and the probe left in peace. The second pass holds the probe alone; the
 third joins stranger and probe into one document on purpose, and its change at token 0 is the yardstick: in fp32 the
-bound is 1e-5 of the largest value, in lower precision a tenth of that change.
+bound is 1e-5 of the largest value, in lower precision a tenth of that change. What is felt must be above the bound; in
+lower precision, where a faint layer may stay below it, above a hundredth of the yardstick and twice the rounding.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class _Scene:
             companies.append(_largest(out[calm] - alone.left[layer]) / _largest(alone.left[layer]))
             changes.append(_largest(out[self._copy(layer)] - out[calm][0]) / scale)
             bounds.append(bound)
-            self._judge_layer(layer, companies[-1], changes[-1], bound, min(bound, yardstick / 10))
+            felt = yardstick / 10 if self.exact else max(yardstick / 100, 2 * companies[-1])
+            self._judge_layer(layer, companies[-1], changes[-1], bound, min(bound, felt))
         still = [change for change, both in zip(changes, self.unmask, strict=True) if not both]
         moved = [change for change, both in zip(changes, self.unmask, strict=True) if both]
         return Report(

@@ -14,6 +14,7 @@ POOL_ON = ("hidden", "logits")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 QUANTIZATIONS = ("none", "int8", "nf4")
 CHECKPOINTING = ("auto", "on", "off")
+RECORDING = ("auto", "off")
 POOLING_NAMES = tuple(POOLINGS)
 LORA_KINDS = ("lora", "rslora", "dora", "none", "full")
 
@@ -43,6 +44,8 @@ class ModelConfig(Settings):
     """4- or 8-bit storage of the frozen backbone, through bitsandbytes (extra `quantised`)."""
     checkpointing: Annotated[str, one_of(CHECKPOINTING)] = "auto"
     """Recompute activations in the backward pass: on, off; auto: off unless memory needs it."""
+    recording: Annotated[str, one_of(RECORDING)] = "auto"
+    """Record small training passes as CUDA graphs and replay them: auto (16-bit backbones, no checkpointing), off."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint."""
 

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from labeltune.errors import ModelError
-from labeltune.keys import Key, keep_mask, keep_masks
+from labeltune.model.dropout import Dropout
 from labeltune.model.layout import Layout, Slot
 from labeltune.model.lora import Adapter, module_of, weight_of
 
@@ -39,6 +39,7 @@ class Attached:
     def __init__(self) -> None:
         """No hooks yet; use `attach`."""
         self._handles: list[RemovableHandle] = []
+        self.dropout = Dropout({})
 
     def add(self, handle: RemovableHandle) -> None:
         """Own one more hook."""
@@ -61,8 +62,8 @@ def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None],
     for name in dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.names):
         chosen = tuple(adapter if adapter is not None and name in adapter.names else None for adapter in adapters)
         module, first = module_of(modules, name, chosen), slot.first_reader.get(name, name)
-        source = sources.setdefault(first, _Source(first, adapters))
-        source.readers.append(name)
+        source = sources.setdefault(first, _Source(first, adapters, attached.dropout))
+        source.add(name)
         attached.add(module.register_forward_hook(_Update(name, chosen, slot, attached, source)))
     return attached
 
@@ -70,9 +71,20 @@ def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None],
 class _Source:
     """A tensor that some adapted layers read; `first` names the mask, `readers` are the adapted ones."""
 
-    def __init__(self, first: str, adapters: Sequence[Adapter | None]) -> None:
-        self.first, self.adapters, self.readers = first, adapters, list[str]()
+    def __init__(self, first: str, adapters: Sequence[Adapter | None], dropout: Dropout) -> None:
+        self.first, self.adapters, self.readers, self.dropout = first, adapters, list[str](), dropout
         self._reading: _Reading | None = None
+
+    def add(self, reader: str) -> None:
+        """One more layer; a slice has dropout where its adapter changes any of them."""
+        self.readers.append(reader)
+        self.dropout.rates[self.first] = [
+            adapter.dropout if adapter is not None and self.read_by(adapter) else 0.0 for adapter in self.adapters
+        ]
+
+    def read_by(self, adapter: Adapter) -> list[str]:
+        """The layers that the adapter changes."""
+        return [name for name in self.readers if name in adapter.names]
 
     def read(self, x: torch.Tensor, layout: Layout) -> _Reading:
         """The reading of `x`, begun by the first reader and forgotten after the last."""
@@ -93,43 +105,24 @@ class _Reading:
     def __init__(self, source: _Source, x: torch.Tensor, layout: Layout) -> None:
         self.source, self.x, self.left = source, x, len(source.readers)
         self.sizes = [b - a for a, b in pairwise(layout.slice_tokens)]
-        rates = [
-            adapter.dropout if adapter is not None and key is not None and self._read_by(adapter) else 0.0
-            for adapter, key in zip(source.adapters, layout.keys, strict=True)
-        ]
+        rates = source.dropout.rates[source.first]
         self.scales = [
-            adapter.scaling / (1 - rate) if adapter is not None else 0.0
-            for adapter, rate in zip(source.adapters, rates, strict=True)
+            adapter.scaling / (1 - rate * (key is not None)) if adapter is not None else 0.0
+            for adapter, rate, key in zip(source.adapters, rates, layout.keys, strict=True)
         ]
-        self.x_NI = _dropped(x.flatten(0, -2), rates, source.first, layout)
+        self.x_NI = source.dropout(x.flatten(0, -2), source.first, layout)
         self._thin: dict[int, dict[str, torch.Tensor]] = {}
-
-    def _read_by(self, adapter: Adapter) -> list[str]:
-        return [name for name in self.source.readers if name in adapter.names]
 
     def thin(self, k: int, name: str) -> torch.Tensor:
         """Slice k times the layer's A, (T, R): one product for all readers of the slice's adapter."""
         adapter = self.source.adapters[k]
         assert adapter is not None
         if k not in self._thin:
-            names = self._read_by(adapter)
+            names = self.source.read_by(adapter)
             a_RI = torch.cat([adapter.pair(each)[0] for each in names]).to(self.x_NI.dtype)
             x_TI = self.x_NI if len(self.sizes) == 1 else self.x_NI.split(self.sizes)[k]
             self._thin[k] = dict(zip(names, (x_TI @ a_RI.T).split(adapter.rank, dim=1), strict=True))
         return self._thin[k][name]
-
-
-def _dropped(x_NI: torch.Tensor, rates: Sequence[float], name: str, layout: Layout) -> torch.Tensor:
-    """The input with dropped features at zero, each slice by its own key and rate."""
-    if not any(rates):
-        return x_NI
-    keys: list[Key | None] = [key.fold("lora", name) if key is not None else None for key in layout.keys]
-    address, features = (layout.token_row, layout.token_index), x_NI.shape[1]
-    if len(keys) == 1 and keys[0] is not None:
-        keep_NI = keep_mask(keys[0], *address, features, rates[0])
-    else:
-        keep_NI = keep_masks(keys, rates, layout.slice_tokens, *address, features)
-    return torch.where(keep_NI, x_NI, 0.0)
 
 
 class _Update:
@@ -187,8 +180,8 @@ class _Update:
         slices = len(scales)
         pairs = [adapter.pair(self.name) for adapter in self.adapters if adapter is not None]
         rank = max(len(a) for a, _ in pairs)
-        a_KRI = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])
-        b_KOR = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])
+        a_KRI = torch.stack([a if len(a) == rank else F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])
+        b_KOR = torch.stack([b if b.shape[1] == rank else F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])
         b_KOR = b_KOR * _column(tuple(scales), b_KOR.device)
         x_KTI, y_KTO = (t.view(slices, len(t) // slices, t.shape[1]) for t in (x_NI, y_NO))
         u_KTR = torch.bmm(x_KTI, a_KRI.to(x_NI.dtype).mT)
