@@ -5,9 +5,11 @@
 
 For each setting: `labeltune plan` in one process; the training in another, with its time from the first step to the
 dev figures (steps, evaluations, calibration) and its peak memory: the largest resident size of the process, or
-CUDA's peak where there is a device. Both are the clock's, so the machine should have nothing else to do. Two processes
-(`torch.distributed.run`) share what one is planned to do; of them the larger peak counts. The planned time of two is
-half of one's. Finished settings stand in WORK/settings.jsonl.
+CUDA's peak where there is a device. Two processes (`torch.distributed.run`) share what one is planned to do, so half of
+its time is planned for them, and of their peaks the larger one counts. Finished settings stand in WORK/settings.jsonl.
+
+`--clock cpu` lets plan and training read the process's CPU seconds wherever they read the clock, for a machine with
+other work; with `--threads 1` and no GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 from cells import Cells
 from material import TEXTS, backbone
 
+CLOCKS = {"wall": "", "cpu": "import time; time.monotonic = time.process_time"}
 TRAIN = """
 import json, os, sys, time
 from pathlib import Path
@@ -103,11 +106,11 @@ def written(setting: Setting, data: Path, work: Path) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def called(code: str, words: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
+def called(code: str, words: dict[str, Any], clock: str, processes: int = 1) -> list[dict[str, Any]]:
     """What fresh processes have found, each."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
-        script.write_text(code, "utf-8")
+        script.write_text(CLOCKS[clock] + code, "utf-8")
         start = [sys.executable]
         if processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -117,10 +120,10 @@ def called(code: str, words: dict[str, Any], processes: int = 1) -> list[dict[st
         return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("found-*.json"))]
 
 
-def compared(setting: Setting, words: dict[str, Any]) -> dict[str, Any]:
+def compared(setting: Setting, words: dict[str, Any], clock: str) -> dict[str, Any]:
     """One setting, planned and done."""
-    (planned,) = called(PLAN, words)
-    done = called(TRAIN, words, setting.processes)
+    (planned,) = called(PLAN, words, clock)
+    done = called(TRAIN, words, clock, setting.processes)
     return {
         "steps": planned["steps"],
         "planned_seconds": planned["seconds"] / setting.processes,
@@ -147,8 +150,8 @@ def run(arguments: argparse.Namespace) -> None:
         if setting.kind == "livedoor":
             fixed["data.max_tokens"] = 512
         words = {"data": str(train), "dev": str(dev), "model": str(model), "settings": {**fixed, **setting.settings}}
-        found = compared(setting, words)
-        cells.add({"name": setting.name, "processes": setting.processes, **found})
+        found = compared(setting, words, arguments.clock)
+        cells.add({"name": setting.name, "clock": arguments.clock, "processes": setting.processes, **found})
         print(setting.name, f"{found['planned_seconds']:.1f} s planned, {found['seconds']:.1f} s;", end=" ")
         print(f"{found['planned_gib']:.2f} GiB planned, {found['gib']:.2f} GiB", flush=True)
 
@@ -162,7 +165,8 @@ def report(arguments: argparse.Namespace) -> None:
     """A table as Markdown, everything as JSON."""
     rows = Cells(arguments.work / "settings.jsonl").rows
     lines = ["# What `labeltune plan` says, and what the training takes", ""]
-    lines += [f"{arguments.hardware}; torch {torch.__version__}. Each in a fresh process; `benchmarks/plan.py`.", ""]
+    clocks = " and ".join(sorted({row["clock"] for row in rows}))
+    lines += [f"{arguments.hardware}; torch {torch.__version__}; {clocks} seconds. Each in a fresh process.", ""]
     lines += [
         "| setting | seconds planned | taken | off | GiB planned | taken | off |",
         "|---|---|---|---|---|---|---|",
@@ -189,6 +193,7 @@ def main() -> None:
     running.add_argument("--work", type=Path, required=True, help="folder for what is finished")
     running.add_argument("--only", nargs="*", help="names of settings")
     running.add_argument("--threads", type=int, default=1)
+    running.add_argument("--clock", default="wall", choices=list(CLOCKS))
     running.add_argument("--device", default="auto")
     running.set_defaults(do=run)
     reporting = commands.add_parser("report")

@@ -116,3 +116,28 @@ def test_the_limit_counts_the_products_of_a_pass(toy, shared, tmp_path, monkeypa
     backward = (7 * layers - 3) + layers * (4 * 2 + 2 * 2) - 1 + 2
     assert {each["count"] for each in cells if each["dtype"] == "fp32"} == {forward + backward}
     assert all(abs(sum(each["shares"].values()) - 1) < 1e-6 for each in cells)
+
+
+def test_a_plan_is_held_against_its_training(shared, tiny_folder, tmp_path, monkeypatch) -> None:
+    import plan
+
+    toys = (plan.Setting("one", "sst2", 32, 8), plan.Setting("two", "sst2", 32, 8, processes=2))
+    monkeypatch.setattr(plan, "SETTINGS", toys)
+    where = ("--data", shared / "data", "--tokenizer", shared / "models" / "llama2-tokenizer", "--work", tmp_path)
+    called(plan, monkeypatch, "run", *where, "--model", tiny_folder, "--clock", "cpu", "--device", "cpu")
+    called(plan, monkeypatch, "report", "--work", tmp_path, "--out", tmp_path / "out", "--hardware", "here")
+    found = json.loads((tmp_path / "out.json").read_text())["settings"]
+    assert [each["name"] for each in found] == ["one", "two"] and [each["steps"] for each in found] == [2, 2]
+    assert all(each[name] > 0 for each in found for name in ("seconds", "planned_seconds", "gib", "planned_gib"))
+
+
+def test_growth_varies_one_thing_at_a_time(toy, shared, tmp_path, monkeypatch) -> None:
+    import growth
+
+    monkeypatch.setattr(growth, "BASE", growth.BASE | {"rows": 16, "length": 8})
+    monkeypatch.setattr(growth, "VARIED", {"rows": (16, 32), "trials": (1, 2)})
+    where = ("--data", shared / "data", "--tokenizer", shared / "models" / "llama2-tokenizer", "--work", tmp_path)
+    called(growth, monkeypatch, *where, "--rounds", 1, "--out", tmp_path / "out", "--hardware", "here")
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert [(p["rows"], p["trials"]) for p in points] == [(16, 1), (32, 1), (16, 1), (16, 2)]
+    assert all(p["seconds"] > 0 for p in points) and "| trials |" in (tmp_path / "out.md").read_text()

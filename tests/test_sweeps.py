@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeltune import Interrupted, Sweep, load, sweep, train
+from labeltune import Interrupted, Sweep, evaluate, load, sweep, train
 from labeltune.config import Config, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.model.backbone import Backbone
@@ -252,6 +252,14 @@ def test_a_trial_that_memory_has_no_room_for_is_marked_and_changes_no_bit_of_the
         assert table[2]["reason"] == "a single row needs more memory than there is, after step 0"
         for trial in sorted((without.folder / "trials").iterdir()):
             same_trial(done.folder / "trials" / trial.name, trial, but=("config.toml", "trial.json"))
+
+
+def test_a_swept_full_fine_tuning_is_scored_on_test_as_its_run_is(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep.axes]\n"train.lr" = [1e-3]\n'
+    done = sweep(written(folder, text, **{"lora.kind": "full"}), out=tmp_path / "s")
+    (row,) = rows(done.folder / "all.csv")
+    again = evaluate(done.run, folder / "test.jsonl").metrics
+    assert float(row["test_log_loss"]) == pytest.approx(again["log_loss"], rel=1e-6)
 
 
 def test_halving_leaves_the_worse_points_at_the_rung(folder: Path, tmp_path: Path) -> None:

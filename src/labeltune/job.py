@@ -342,6 +342,7 @@ def write(job: Job, figures: Mapping[str, Any], calibration: Calibration, state:
     if config.lora.kind == "full":
         with atomic_folder(job.folder / BACKBONE, replace=True) as partial:
             job.assembly.backbone.save(partial)
+            job.assembly.tokenizer.save_pretrained(partial)  # so that it is a model to train on, too
     with atomic_folder(job.folder / TOKENIZER, replace=True) as partial:
         job.assembly.tokenizer.save_pretrained(partial)
     write_json(job.folder / METRICS, figures)
