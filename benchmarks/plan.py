@@ -5,8 +5,8 @@
 
 For each setting: `labeltune plan` in one process; the training in another, with its time from the first step to the
 dev figures (steps, evaluations, calibration) and its peak memory: the largest resident size of the process, or
-CUDA's peak where there is a device. Two processes (`torch.distributed.run`) share what one is planned to do, so half of
-its time is planned for them, and of their peaks the larger one counts. Finished settings stand in WORK/settings.jsonl.
+CUDA's peak where there is a device. Of two processes (`torch.distributed.run`) the larger peak counts. Finished
+settings stand in WORK/settings.jsonl.
 
 `--clock cpu` lets plan and training read the process's CPU seconds wherever they read the clock, for a machine with
 other work; with `--threads 1` and no GPU.
@@ -122,11 +122,11 @@ def called(code: str, words: dict[str, Any], clock: str, processes: int = 1) -> 
 
 def compared(setting: Setting, words: dict[str, Any], clock: str) -> dict[str, Any]:
     """One setting, planned and done."""
-    (planned,) = called(PLAN, words, clock)
+    (planned,) = called(PLAN, {**words, "processes": setting.processes}, clock)
     done = called(TRAIN, words, clock, setting.processes)
     return {
         "steps": planned["steps"],
-        "planned_seconds": planned["seconds"] / setting.processes,
+        "planned_seconds": planned["seconds"],
         "seconds": max(one["seconds"] for one in done),
         "planned_gib": planned["memory"]["total"],
         "gib": max(one["gib"] for one in done),

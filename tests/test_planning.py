@@ -81,6 +81,13 @@ def test_on_the_command_line(typed, small: Path, tiny_folder: Path) -> None:
     assert facts["measured"] is None and facts["memory"]["total"] > 0.1 and facts["config"]["model"]["name"]
 
 
+def test_several_processes_share_a_step_and_do_as_many_of_them(small: Path, tiny_folder: Path) -> None:
+    words = {"dev": small / "moods-dev.jsonl", "model": str(tiny_folder), "settings": {"train.batch_rows": 8}}
+    one, two = (plan(small / "moods-train.jsonl", processes=n, **words) for n in (1, 2))
+    assert two.steps == one.steps and two.memory.tokens < one.memory.tokens
+    assert two.measured is not None and two.seconds is not None
+
+
 @pytest.mark.parametrize("text", ["", "many", "-3GB", "0GB"])
 def test_a_size_that_is_none_is_told(text: str) -> None:
     with pytest.raises(SettingsError, match="is no size"):

@@ -353,6 +353,7 @@ def plan(
     sets: Sets = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help="Memory to fit into, such as 24GB.")] = None,
     price: Annotated[float | None, typer.Option("--price", help="Price of an hour of this machine.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="As many as torchrun will start.")] = 1,
     measure: Annotated[bool, typer.Option(help="Load the model and do a few steps here.")] = True,
     json_: Json = False,
 ) -> None:
@@ -370,6 +371,7 @@ def plan(
         settings=_settings(sets),
         gpu=gpu,
         price=price,
+        processes=processes,
         measure=measure,
     )
     if json_:

@@ -11,6 +11,7 @@ multiplied.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,7 @@ from labeltune.model.checkpoints import quietly, read_config, resolve
 from labeltune.model.lora import linear_shape
 from labeltune.training.meter import GIB, peak_memory
 from labeltune.training.trainer import MICRO_TOKENS, Group
+from labeltune.training.trainer import Plan as Order
 from labeltune.training.trainer import train as steps
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.07, "nf4": 0.57}
@@ -52,6 +54,8 @@ TRANSIENT = 24.0
 """Bytes per token and hidden unit of the one layer at work, at 16 bits."""
 PROCESS = 0.7
 """GiB of a GPU that CUDA, its kernels and cuBLAS take for themselves; on a CPU it is what this process holds by now."""
+FREED = 2.5
+"""Times what recomputed blocks need on a CPU: glibc keeps much of what they free (fitted at 1,024 to 4,096 tokens)."""
 LOOKED_AT = 6
 """Steps of the measurement; the first one only warms up."""
 
@@ -117,13 +121,15 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     gpu: str | None = None,
     price: float | None = None,
+    processes: int = 1,
     measure: bool = True,
     listen: Listener = quiet,
 ) -> Plan:
     """Reckon what a training will take; the test split is not opened. Arguments as in `train`.
 
-    gpu: memory to fit into, `24GB`. price: of an hour. measure: load the model and do a few steps here; without it
-    nothing but its configuration is read.
+    gpu: memory to fit into, `24GB`, of each process. price: of an hour. processes: as many as torchrun will start, on
+    devices like this one; what they tell each other is not reckoned. measure: load the model and do a few steps here;
+    without it nothing but its configuration is read.
     """
     limit = None if gpu is None else gibibytes(gpu)
     named, given = named_and_given(data, dev, None)
@@ -135,10 +141,11 @@ def plan(
     asked = with_settings(asked, {"task": seen.task})
     shape = shape_of(asked)
     trained = _trained(asked, shape, len(seen.labels.get("train", {})) or 1)
-    pass_tokens = _pass_tokens(asked, seen.tokens["train"])
+    share = _share(asked, processes)
+    pass_tokens = _pass_tokens(share, seen.tokens["train"])
     memory = reckon(asked, shape, trained, pass_tokens, limit)
-    measured, total = _measure(asked, given, listen) if measure else (None, _steps(asked, seen.rows["train"]))
-    seconds = None if measured is None else _seconds(asked, seen.tokens, measured)
+    measured, total = _measure(asked, share, given, listen) if measure else (None, _steps(asked, seen.rows["train"]))
+    seconds = None if measured is None else _seconds(asked, seen.tokens, measured) / processes
     cost = None if seconds is None or price is None else seconds / 3600 * price
     return Plan(asked, seen.rows, seen.tokens, total, trained, memory, measured, seconds, cost)
 
@@ -248,6 +255,7 @@ def _per_token(config: Config, shape: Shape) -> float:
     layers, hidden = shape.layers, shape.hidden
     if config.model.checkpointing == "on":
         kept = KEPT["checkpointed"] * layers + KEPT["dropout"]
+        wide *= FREED if _dtype(config) == "fp32" and not torch.cuda.is_available() else 1.0
     elif config.lora.kind == "full" or (config.lora.targets and len(config.lora.targets) > 4):
         kept = KEPT["wide"] * layers
     else:
@@ -276,11 +284,17 @@ def _steps(config: Config, rows: int) -> int:
     return train.steps or max(1, int(-(-rows // train.batch_rows) * train.epochs))
 
 
-def _measure(config: Config, given: Given, listen: Listener) -> tuple[Measured, int]:
-    """A few steps and a few answers, in a folder that nobody keeps."""
+def _share(config: Config, processes: int) -> Config:
+    """The same training in steps of what one process has of them."""
+    name = "batch_tokens" if config.train.batch_tokens else "batch_rows"
+    return with_settings(config, {f"train.{name}": math.ceil(getattr(config.train, name) / processes)})
+
+
+def _measure(config: Config, share: Config, given: Given, listen: Listener) -> tuple[Measured, int]:
+    """A few steps of a process's share and a few answers, in a folder that nobody keeps; how many steps there are."""
     with TemporaryDirectory(prefix="labeltune-plan-") as place:
         folder = Path(place)
-        job = prepare(config, folder, Bench(folder, Ledger(folder), folder / QUARANTINE), quiet, given=given)
+        job = prepare(share, folder, Bench(folder, Ledger(folder), folder / QUARANTINE), quiet, given=given)
         listen(Checked(job.assembly.selfcheck))
         job.trial.evaluate = None
         group = Group(job.assembly.backbone)
@@ -288,7 +302,8 @@ def _measure(config: Config, given: Given, listen: Listener) -> tuple[Measured, 
         done = list(islice(steps(group), LOOKED_AT))
         counted = done[1:] or done
         speed = sum(step.tokens for step in counted) / sum(step.seconds for step in counted)
-        return Measured(speed, _dev_speed(job), peak_memory()), job.trial.plan.total
+        total = Order(job.trial.rows.lengths, config.train, job.trial.key).total
+        return Measured(speed, _dev_speed(job), peak_memory()), total
 
 
 def _dev_speed(job: Job) -> float:

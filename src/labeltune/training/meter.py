@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 GIB = 2**30
+STATUS = Path("/proc/self/status")
+"""Linux's own account; there `ru_maxrss` begins with what the parent process holds."""
 resource = import_module("resource") if find_spec("resource") else None  # not on Windows
 
 
@@ -73,6 +76,9 @@ def peak_memory() -> float:
     """GiB: the device's peak where there is one, else the process's largest resident size (0 where unknown)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
+    if STATUS.exists():
+        lines = STATUS.read_text("ascii", "replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
     if resource is None:
         return 0.0
     size: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
