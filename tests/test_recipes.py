@@ -10,15 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeltune import DataError, SettingsError
+from labeltune import DataError, RunError, SettingsError
 from labeltune.config import make
 from labeltune.data.readers import open_source
 from labeltune.data.readers.trees import parse_tree
+from labeltune.interrupt import Interrupted
 from labeltune.keys import Key
+from labeltune.model.ranges import parse_layers
+from labeltune.recipes import reproducing
 from labeltune.recipes.book import CLEAN, PUBLISHED, Recipe, find, of_source, recipes
 from labeltune.recipes.reproducing import reproduce
-from labeltune.recipes.running import run_recipe
+from labeltune.recipes.running import Outcome, run_recipe
 from labeltune.recipes.sources import sources
+from labeltune.run import open_run
+from labeltune.training.optimiser import warmup_steps
 from labeltune.training.trainer import Plan
 
 QUICK = {"train.epochs": 1, "train.threads": 1, "lora.rank": 2, "model.dtype": "fp32", "model.quantization": "none",
@@ -70,7 +75,6 @@ def test_all_that_the_papers_ran_is_there() -> None:
         ("ls-unllama-7b/wnut17@published", 3394, 4250, 0),
         ("lora-rinna-3.6b/livedoor@published", 5895, 1850, 185),
         ("luke-japanese-large-lite/livedoor@published", 5895, 7380, 738),
-        ("mask-groups-mistral-7b/conll2003-0110@clean", 14041, 4390, 263),
     ],
 )
 def test_steps_and_warm_up_are_the_papers(name: str, rows: int, steps: int, warmup: int) -> None:
@@ -117,8 +121,19 @@ def test_published_has_the_papers_defects_by_name_and_clean_has_none() -> None:
 
 def test_mask_groups_are_the_sixteen_ways() -> None:
     found = {r.settings["model.unmask"] for r in of_source("mask-groups")}
-    assert len(found) == 16 and {"none", "all", "0:8,16:24"} <= found
-    assert find("mask-groups-llama-2-7b/conll2003-1010").settings["model.unmask"] == "0:8,16:24"
+    layers = {parse_layers(words, 32, at="model.unmask") for words in found}
+    groups = {tuple(bool(bits >> g & 1) for g in range(4) for _ in range(8)) for bits in range(16)}
+    assert len(found) == 16 and layers == groups  # four groups of eight blocks, as published
+    words = find("mask-groups-llama-2-7b/conll2003-1010").settings["model.unmask"]
+    assert parse_layers(words, 32, at="") == (True,) * 8 + (False,) * 8 + (True,) * 8 + (False,) * 8
+    assert parse_layers(words, 4, at="") == (True, False, True, False)
+
+
+def test_steps_and_warm_up_are_those_of_the_loop() -> None:
+    recipe = find("mask-groups-mistral-7b/conll2003-0110@clean")
+    config = recipe.config(None, data__train="x").train
+    total = Plan(np.ones(14041, np.int64), config, Key.of(1)).total
+    assert recipe.steps(14041) == (total, warmup_steps(config.warmup, total)) == (4390, 264)
 
 
 # Fixtures in the sources' own formats
@@ -339,12 +354,88 @@ def test_a_paper_s_table_lists_what_ran_what_failed_and_runs_only_what_is_missin
     ]
     assert "licensed by NIST" in lines[0].note and lines[2].published == 93.19 and lines[1].difference is None
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("metrics.json")}
-    shutil.rmtree(tmp_path / "out" / "runs" / "ls-llama-7b_wnut17@published" / "42")
+    (run,) = (tmp_path / "out" / "runs" / "ls-llama-7b_wnut17@published").glob("42-*")
+    shutil.rmtree(run)
     assert reproduce("ls-llama", **words) == lines and len(before) == 4
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("\n") == 6 and "93.19" in table
     assert len(json.loads((tmp_path / "out" / "table.json").read_text())) == 4
     assert (tmp_path / "out" / "table.csv").read_text().count("\n") == 5
+
+
+class Metrics:
+    def __init__(self, score: float) -> None:
+        self.metrics = {"train": {"seconds": 2.0, "peak_memory_gib": 1.5}, "test": {"span_f1": score}}
+        self.config = make({"train": {"device": "cpu"}})
+
+
+def stubbed(monkeypatch: pytest.MonkeyPatch, outcomes: list) -> list[Path]:
+    """Trainings that give these scores, or raise, one after the other; where they went."""
+    places: list[Path] = []
+
+    def train_one(recipe, *, out, **_):
+        places.append(Path(out))
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return Outcome(Metrics(outcome / 100), outcome, True, None, {"precision": (outcome + 1) / 100})
+
+    monkeypatch.setattr(reproducing, "run_recipe", train_one)
+    return places
+
+
+def test_a_failure_is_forgotten_when_the_training_succeeds(monkeypatch, tmp_path: Path) -> None:
+    stubbed(monkeypatch, [RunError("the disk is full", at="x"), 93.0])
+    words = dict(out=tmp_path, only="ls-unllama-7b/conll2003@published")
+    (line,) = reproduce("ls-llama", **words)
+    assert line.mean is None and "the disk is full" in line.note
+    (line,) = reproduce("ls-llama", **words)
+    assert (line.mean, line.note, line.seeds) == (93.0, "", 1) and line.difference == pytest.approx(-0.19)
+    assert (line.precision, line.recall, line.peak_memory_gib, line.device) == (94.0, None, 1.5, "cpu")
+    assert reproduce("ls-llama", **words) == [line]  # nothing is trained again
+
+
+def test_any_error_is_a_line_of_the_table_and_the_rest_goes_on(monkeypatch, tmp_path: Path) -> None:
+    faults = [RuntimeError("CUDA out of memory\nand a long story"), ValueError("odd"), 92.0]
+    stubbed(monkeypatch, [*faults])
+    (line,) = reproduce("ls-llama", out=tmp_path, only="ls-unllama-7b/conll2003@published", seeds=3)
+    assert line.note == "RuntimeError: CUDA out of memory; ValueError: odd"
+    assert (line.mean, line.seeds, line.difference) == (92.0, 1, None)
+    for stop in (KeyboardInterrupt(), Interrupted("stopped")):
+        stubbed(monkeypatch, [stop])
+        with pytest.raises(type(stop)):
+            reproduce("ls-llama", out=tmp_path / str(type(stop)), only="ls-unllama-7b/conll2003@published")
+
+
+def test_another_backbone_folder_or_setting_is_another_result(monkeypatch, tmp_path: Path) -> None:
+    places = stubbed(monkeypatch, [50.0, 93.0, 60.0, 70.0])
+    words = dict(out=tmp_path, only="ls-unllama-7b/conll2003@published")
+    assert reproduce("ls-llama", model="mini", **words)[0].mean == 50.0
+    assert reproduce("ls-llama", **words)[0].mean == 93.0
+    assert reproduce("ls-llama", settings={"train.epochs": 1}, **words)[0].mean == 60.0
+    assert reproduce("ls-llama", data=tmp_path / "data", **words)[0].mean == 70.0
+    assert reproduce("ls-llama", model="mini", **words)[0].mean == 50.0
+    assert len(set(places)) == 4
+
+
+def test_a_run_says_which_figure_it_stands_beside_and_whether_it_may(tiny_folder, tmp_path: Path) -> None:
+    recipe = find("ls-unllama-7b/wnut17@clean")
+    done = small(recipe, tiny_folder, fixture("wnut17", tmp_path), tmp_path / "run")
+    said = open_run(tmp_path / "run").metrics["recipe"]
+    assert (said["name"], said["metric"], said["score"], said["comparable"]) == (
+        recipe.name, recipe.metric, done.score, False,
+    )  # fmt: skip
+    assert "differ from the recipe" in said["why"] and done.figures.keys() == {"precision", "recall"} | (
+        {"accuracy"} & done.figures.keys()
+    )
+    assert f"Recipe `{recipe.name}`" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["0110@clean", "1000@published"])
+def test_mask_groups_run_on_a_shallow_backbone(name, tiny_folder, tmp_path: Path) -> None:
+    recipe = find(f"mask-groups-llama-2-7b/conll2003-{name}")
+    done = small(recipe, tiny_folder, fixture("conll2003", tmp_path), tmp_path / "run")
+    assert done.score is not None and "%" in done.run.config.model.unmask
 
 
 # Faults

@@ -61,6 +61,9 @@ print(predictor.predict(["a text"]))
 - {{ sentence }}
 {% endfor %}
 {% endif -%}
+{% if recipe %}
+Recipe `{{ recipe.name }}`: {{ recipe.said }}.
+{% endif -%}
 {% for split, parts in by_part.items() %}
 {{ split }}, by part:
 
@@ -130,6 +133,7 @@ def render(run: Run) -> str:
         splits=splits,
         caveats=[f"{name}: {sentence}" for name in ("train", *splits) for sentence in caveats(figures[name])],
         figures=figures,
+        recipe=figures.get("recipe"),
         rows=[[name, *(_number(figures[split].get(name)) for split in splits)] for name in numbers],
         metrics=numbers,
         by_part={split: _parts(figures[split]["parts"], numbers) for split in splits if "parts" in figures[split]},

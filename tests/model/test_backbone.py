@@ -256,6 +256,9 @@ def test_a_damaged_tokenizer_is_one_sentence(broken):
         ("2:4", [2, 3]),
         ("0:1, 4:6", [0, 4, 5]),
         ("first:1,last:1,2:3", [0, 2, 5]),
+        ("0%:50%", [0, 1, 2]),
+        ("25%:50%", [2]),  # from 1.5 to 3: a half rounds up
+        ("0%:25%,75%:100%", [0, 1, 5]),
     ],
 )
 def test_layers_are_named_by_range(text, layers):
@@ -263,7 +266,24 @@ def test_layers_are_named_by_range(text, layers):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "some", "first", "first:0", "last:7", "4:2", "0:7", "3:", ":3", "-1:2", "first:8,"]
+    "text",
+    [
+        "",
+        "some",
+        "first",
+        "first:0",
+        "last:7",
+        "4:2",
+        "0:7",
+        "3:",
+        ":3",
+        "-1:2",
+        "first:8,",
+        "50%:20%",
+        "0%:101%",
+        "0%:5%",
+        "0%:3",
+    ],
 )
 def test_a_range_that_names_no_layers_of_this_model_is_refused(text):
     with pytest.raises(SettingsError, match=r"^model.unmask: .*; "):

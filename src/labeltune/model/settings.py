@@ -29,7 +29,7 @@ class ModelConfig(Settings):
     weights_sha256: str | None = None
     """Hash of the backbone's weight files; other weights are refused [recorded by the training]."""
     unmask: str | None = None
-    """Layers whose causal mask is removed: `none`, `all`, `first:8`, `8:16`, unions [none; tagging, encoders: all]."""
+    """Layers without causal mask: `none`, `all`, `first:8`, `8:16`, `0%:50%`, unions [none; tagging, encoders: all]."""
     pooling: Annotated[str, one_of(POOLING_NAMES)] | None = None
     """How a piece's tokens become one vector [last; tagging, encoders: first]."""
     pool_on: Annotated[str, one_of(POOL_ON)] = "hidden"

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import product
-from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from labeltune.config import Config, gather, make
 from labeltune.errors import SettingsError, nearest
+from labeltune.keys import Key
 from labeltune.recipes.sources import Settings, Source, from_folder, from_hub, sources
+from labeltune.training.optimiser import warmup_steps
+from labeltune.training.trainer import Plan
 
 PUBLISHED, CLEAN = "published", "clean"
 PROTOCOLS = (PUBLISHED, CLEAN)
@@ -85,12 +88,11 @@ class Recipe:
         return gather(None, {"task": self.data.task, "recipe": self.name}, values)
 
     def steps(self, rows: int) -> tuple[int, int]:
-        """Optimiser steps, and how many of them warm up, for so many training rows."""
-        train = make({}).train
-        batch = int(self.settings.get("train.batch_rows", train.batch_rows))
-        total = ceil(rows / batch) * int(self.settings.get("train.epochs", train.epochs))
-        warmup = float(self.settings.get("train.warmup", train.warmup))
-        return total, round(warmup * total) if warmup < 1 else int(warmup)
+        """Optimiser steps, and how many of them warm up, for so many training rows; as the loop counts them."""
+        train = {name.removeprefix("train."): v for name, v in self.settings.items() if name.startswith("train.")}
+        config = make({"train": train}).train
+        total = Plan(np.ones(rows, np.int64), config, Key.of(config.seed)).total
+        return total, warmup_steps(config.warmup, total)
 
     def to_toml(self) -> str:
         """The whole recipe as a file, with a head that says the command, the score to expect and the cost."""
@@ -154,16 +156,17 @@ def _of(source: str, table: Mapping[str, Any]) -> Iterator[Recipe]:
 
 def _variants(table: Mapping[str, Any], model: str) -> Mapping[str, Settings]:
     if "groups" in table:
-        return dict(_mask_groups(table["groups"], table["blocks"]))
+        return dict(_mask_groups(table["groups"]))
     found: Mapping[str, Settings] = table.get("variants", {"": {}})
     return {**found, **table.get("variants_of", {}).get(model, {})}
 
 
-def _mask_groups(groups: int, blocks: int) -> Iterator[tuple[str, Settings]]:
+def _mask_groups(groups: int) -> Iterator[tuple[str, Settings]]:
     """`0110`, with the mask removed in the second and third group of blocks, and so on, all of them."""
-    size = blocks // groups
     for bits in product("01", repeat=groups):
-        chosen = ",".join(f"{g * size}:{(g + 1) * size}" for g, bit in enumerate(bits) if bit == "1")
+        chosen = ",".join(
+            f"{100 * g // groups}%:{100 * (g + 1) // groups}%" for g, bit in enumerate(bits) if bit == "1"
+        )
         unmask = "none" if not chosen else "all" if "0" not in bits else chosen
         yield "".join(bits), {"model.unmask": unmask}
 

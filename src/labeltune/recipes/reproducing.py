@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,20 @@ from labeltune.errors import LabeltuneError, SettingsError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.interrupt import Interrupted
 from labeltune.recipes.book import Recipe, of_source
-from labeltune.recipes.running import run_recipe, slug
+from labeltune.recipes.running import FIGURES, Outcome, run_recipe, slug
 from labeltune.run import state_of
 from labeltune.storage import append_jsonl, read_jsonl, write_atomic, write_json
 
 CELLS = "cells.jsonl"
-Cells = Mapping[tuple[str, int], Mapping[str, Any]]
+Cell = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Line:
     """One row of the table; scores in points, seconds of all trainings together.
 
-    difference: reproduced less published, where both are known and comparable. note: why not, or what failed.
+    difference: reproduced less published, where both are known and comparable. accuracy, precision, recall: means, in
+    points, of the same split. peak_memory_gib: the largest. note: why nothing is compared, and all reasons of failures.
     """
 
     recipe: str
@@ -38,7 +41,12 @@ class Line:
     sd: float | None
     seeds: int
     difference: float | None
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
     seconds: float
+    peak_memory_gib: float | None
+    device: str
     note: str
 
 
@@ -65,47 +73,81 @@ def reproduce(
         raise SettingsError(f"no recipe of {source} has a name like {only!r}", at="--only", hint=hint)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(folder, model, data, settings or {}, listen)
     for recipe in chosen:
-        for seed in recipe.seeds if seeds is None else range(recipe.seeds[0], recipe.seeds[0] + seeds):
-            if (recipe.name, seed) not in _cells(folder):
-                cell = _cell(recipe, seed, folder, model, data, settings or {}, listen)
+        for seed in _seeds(recipe, seeds):
+            if bench.cell(recipe, seed) is None:
+                cell = bench.trained(recipe, seed)
                 append_jsonl(folder / CELLS, cell)
                 listen(Said(_told(cell)))
-    lines = [_line(recipe, _cells(folder)) for recipe in chosen]
+    lines = [_line(recipe, [bench.last(recipe, seed) for seed in _seeds(recipe, seeds)]) for recipe in chosen]
     _write(lines, folder)
     return lines
 
 
-def _cells(folder: Path) -> Cells:
-    """What is there, by recipe and seed; what failed is tried again."""
-    path = folder / CELLS
-    lines = list(read_jsonl(path)) if path.exists() else []
-    return {(str(line["recipe"]), int(str(line["seed"]))): line for line in lines if line.get("score") is not None} | {
-        (str(line["recipe"]), -1): line for line in lines if line.get("score") is None
+def _seeds(recipe: Recipe, count: int | None) -> Sequence[int]:
+    return recipe.seeds if count is None else range(recipe.seeds[0], recipe.seeds[0] + count)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where trainings go, and what is laid over every recipe."""
+
+    folder: Path
+    model: str | None
+    data: str | Path | None
+    settings: Mapping[str, Any]
+    listen: Listener
+
+    def key(self, recipe: Recipe, seed: int) -> str:
+        """What a result depends on, in eight letters: another backbone, data folder or setting is another result."""
+        data = None if self.data is None else str(Path(self.data).resolve())
+        facts = [recipe.name, seed, recipe.settings, self.model, data, self.settings]
+        return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    def last(self, recipe: Recipe, seed: int) -> Cell:
+        """The last thing known of a training."""
+        path, key = self.folder / CELLS, self.key(recipe, seed)
+        lines = list(read_jsonl(path)) if path.exists() else []
+        return next(line for line in reversed(lines) if line.get("key") == key)
+
+    def cell(self, recipe: Recipe, seed: int) -> Cell | None:
+        """A training that is done; one that failed is tried again."""
+        try:
+            found = self.last(recipe, seed)
+        except StopIteration:
+            return None
+        return found if found.get("score") is not None else None
+
+    def trained(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """Train one recipe with one seed; what goes wrong is the cell's, and the table goes on."""
+        key = self.key(recipe, seed)
+        cell: dict[str, Any] = {"key": key, "recipe": recipe.name, "seed": seed, "score": None, "why": None}
+        out = self.folder / "runs" / slug(recipe) / f"{seed}-{key}"
+        over = {**self.settings, "train.seed": seed}
+        try:
+            begun = (out / "config.toml").exists() and state_of(out) != "finished"
+            done = run_recipe(
+                recipe, out=out, data=self.data, model=self.model, settings=over, resume=begun, listen=self.listen
+            )
+        except LabeltuneError as error:
+            if isinstance(error, Interrupted):
+                raise
+            return cell | {"why": str(error)}
+        except Exception as error:  # noqa: BLE001  # a table of many trainings outlives any one of them; Ctrl-C is none
+            return cell | {"why": f"{type(error).__name__}: {error}".splitlines()[0]}
+        return cell | {"score": done.score, "why": done.why, **_facts(done)}
+
+
+def _facts(done: Outcome) -> dict[str, Any]:
+    """Figures and cost of a training, in points, seconds and GiB."""
+    train = done.run.metrics["train"]
+    cost = {
+        "seconds": train["seconds"],
+        "peak_memory_gib": train.get("peak_memory_gib"),
+        "device": done.run.config.train.device,
     }
-
-
-def _cell(
-    recipe: Recipe,
-    seed: int,
-    folder: Path,
-    model: str | None,
-    data: str | Path | None,
-    settings: Mapping[str, Any],
-    listen: Listener,
-) -> dict[str, Any]:
-    """Train one recipe with one seed."""
-    cell: dict[str, Any] = {"recipe": recipe.name, "seed": seed, "score": None, "why": None, "seconds": 0.0}
-    out = folder / "runs" / slug(recipe) / str(seed)
-    begun = (out / "config.toml").exists() and state_of(out) != "finished"
-    try:
-        over = {**settings, "train.seed": seed}
-        done = run_recipe(recipe, out=out, data=data, model=model, settings=over, resume=begun, listen=listen)
-    except Interrupted:
-        raise
-    except LabeltuneError as error:
-        return cell | {"why": str(error)}
-    return cell | {"score": done.score, "why": done.why, "seconds": done.run.metrics["train"]["seconds"]}
+    return cost | {name: 100 * value for name, value in done.figures.items()}
 
 
 def _told(cell: Mapping[str, Any]) -> str:
@@ -113,10 +155,10 @@ def _told(cell: Mapping[str, Any]) -> str:
     return f"{cell['recipe']}, seed {cell['seed']}: {score}" + (f" ({cell['why']})" if cell["why"] else "")
 
 
-def _line(recipe: Recipe, cells: Cells) -> Line:
-    own = [cell for (name, _), cell in cells.items() if name == recipe.name]
-    scores = [float(cell["score"]) for cell in own if cell["score"] is not None]
-    reasons = list(dict.fromkeys(str(cell["why"]) for cell in own if cell["why"]))
+def _line(recipe: Recipe, cells: Sequence[Cell]) -> Line:
+    done = [cell for cell in cells if cell["score"] is not None]
+    scores = [float(cell["score"]) for cell in done]
+    reasons = list(dict.fromkeys(str(cell["why"]) for cell in cells if cell["why"]))
     mean = statistics.mean(scores) if scores else None
     fair = mean is not None and recipe.expected is not None and not reasons
     return Line(
@@ -128,9 +170,17 @@ def _line(recipe: Recipe, cells: Cells) -> Line:
         sd=statistics.stdev(scores) if len(scores) > 1 else 0.0 if scores else None,
         seeds=len(scores),
         difference=mean - recipe.expected if fair and mean is not None and recipe.expected is not None else None,
-        seconds=sum(float(cell["seconds"]) for cell in own),
+        **{name: _mean(done, name) for name in FIGURES},
+        seconds=sum(float(cell["seconds"]) for cell in done),
+        peak_memory_gib=max((float(c["peak_memory_gib"]) for c in done if c.get("peak_memory_gib")), default=None),
+        device=", ".join(dict.fromkeys(str(cell["device"]) for cell in done if cell.get("device"))),
         note="; ".join(reasons),
     )
+
+
+def _mean(cells: Sequence[Cell], name: str) -> float | None:
+    values = [float(cell[name]) for cell in cells if cell.get(name) is not None]
+    return statistics.mean(values) if values else None
 
 
 def _write(lines: Sequence[Line], folder: Path) -> None:
@@ -146,13 +196,14 @@ def _write(lines: Sequence[Line], folder: Path) -> None:
 
 def to_markdown(lines: Sequence[Line]) -> str:
     """The table for people, scores in points."""
-    head = "| recipe | protocol | metric | published | reproduced | seeds | difference | seconds | note |"
+    head = "| recipe | protocol | metric | published | reproduced | seeds | difference | seconds | GiB | note |"
     rows = [
         f"| {line.recipe} | {line.protocol} | {line.metric} | {_points(line.published)} | {_mean_sd(line)} "
-        f"| {line.seeds} | {_points(line.difference)} | {line.seconds:,.0f} | {line.note.replace('|', '/')} |"
+        f"| {line.seeds} | {_points(line.difference)} | {line.seconds:,.0f} "
+        f"| {_points(line.peak_memory_gib)} | {line.note.replace('|', '/')} |"
         for line in lines
     ]
-    return "\n".join([head, "|" + "---|" * 9, *rows]) + "\n"
+    return "\n".join([head, "|" + "---|" * 10, *rows]) + "\n"
 
 
 def _points(value: float | None) -> str:

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labeltune.card import write_card
 from labeltune.errors import RunError
 from labeltune.facts import Listener, Ready, Said, quiet
 from labeltune.fitting import train
 from labeltune.recipes.book import Recipe
-from labeltune.run import Run, is_number
+from labeltune.run import METRICS, Run, is_number
+from labeltune.storage import write_json
+
+FIGURES: Mapping[str, tuple[str, ...]] = {
+    "accuracy": ("accuracy",),
+    "precision": ("macro_precision", "span_precision"),
+    "recall": ("macro_recall", "span_recall"),
+}
+"""What stands beside a recipe's score, by the names that tasks give it."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +28,14 @@ class Outcome:
     """What a recipe gave. score: in points, None where the metric is not there.
 
     comparable: whether the published figure may stand beside it; why: if not, in a sentence.
+    figures: accuracy, precision and recall of the same split, where the task has them.
     """
 
     run: Run
     score: float | None
     comparable: bool
     why: str | None
+    figures: Mapping[str, float]
 
     def sentence(self, recipe: Recipe) -> str:
         """The figure, and the published one."""
@@ -63,13 +74,36 @@ def run_recipe(
 
     run = train(config=config, out=out, resume=resume, listen=hear)
     why = _why_not(recipe, over, counted[-1] if counted else None)
-    return Outcome(run, _score(run, recipe), why is None, why)
+    reported = run.metrics.get("dev" if recipe.reported_is_dev else "test", {})
+    value = reported.get(recipe.metric)
+    score = 100 * value if is_number(value) else None
+    outcome = Outcome(run, score, why is None, why, _figures(reported))
+    _note(outcome, recipe)
+    return outcome
 
 
-def _score(run: Run, recipe: Recipe) -> float | None:
-    split = "dev" if recipe.reported_is_dev else "test"
-    value = run.metrics.get(split, {}).get(recipe.metric)
-    return 100 * value if is_number(value) else None
+def _figures(reported: Mapping[str, Any]) -> dict[str, float]:
+    found = {
+        name: next((reported[key] for key in keys if is_number(reported.get(key))), None)
+        for name, keys in FIGURES.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _note(outcome: Outcome, recipe: Recipe) -> None:
+    """Say in the run itself which figure it stands beside, and whether it may."""
+    facts = {
+        "name": recipe.name,
+        "metric": recipe.metric,
+        "published": recipe.expected,
+        "paper": recipe.paper,
+        "score": outcome.score,
+        "comparable": outcome.comparable,
+        "why": outcome.why,
+    }
+    facts["said"] = outcome.sentence(recipe)
+    write_json(outcome.run.folder / METRICS, {**outcome.run.metrics, "recipe": facts})
+    write_card(outcome.run)
 
 
 def _unknown(recipe: Recipe, ready: Ready) -> str | None:
