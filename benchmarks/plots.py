@@ -60,10 +60,12 @@ def training_speed(facts: Facts) -> Figure:
 
 
 def gpu(facts: Facts) -> Figure:
-    """Rows a second of each side on a GPU as a multiple of A's, a group of bars for each shape."""
-    speeds = [each for each in facts["found"] if "rows_per_second" in each]
+    """Rows a second of each side on a GPU as a multiple of A's, a group of bars for each shape and step."""
+    speeds = [each for each in facts["found"] if "against_A" in each]
     groups = {
-        each["shape"]: {side: rate / each["rows_per_second"]["A"] for side, rate in each["rows_per_second"].items()}
+        f"{each['shape']}, {each['rows']} rows": {
+            side: rate / each["rows_per_second"]["A"] for side, rate in each["rows_per_second"].items()
+        }
         for each in speeds
     }
     return _bars(groups, "rows/s, A = 1", f"Training short texts on {facts['device']}")

@@ -15,7 +15,10 @@ FACTS = {
             {"size": "110M", "text": "sst2", "dtype": "bfloat16", "rows_per_second": {"labeltune": 3.0}},
         ]
     },
-    "gpu_h100_2026-01-01": {"device": "a GPU", "found": [{"shape": "7B", "rows_per_second": RATES}, {"flops": 1.0}]},
+    "gpu_h100_2026-01-01": {
+        "device": "a GPU",
+        "found": [{"shape": "7B", "rows": 8, "rows_per_second": RATES, "against_A": 2.0}, {"flops": 1.0}],
+    },
     "plan_cpu_2026-01-01": {
         "settings": [{"seconds": 9.0, "planned_seconds": 10.0, "gib": 0.5, "planned_gib": 0.6}],
     },
