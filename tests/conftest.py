@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread, real data where it lies, and one tiny backbone made here."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -79,6 +81,37 @@ WORDS = "the thin hen on the ring sang in the other inn and then the tin rang ag
 MOODS = {"calm": "hen", "loud": "ring", "odd": "zebra"}
 QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
 """Settings of a training that takes half a second."""
+
+
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_POSITIONS = {"max_position_embeddings": 130, "pad_token_id": 1, "type_vocab_size": 1}
+ENCODERS = {
+    "bert": transformers.BertConfig(**_SIZES, max_position_embeddings=128),
+    "roberta": transformers.RobertaConfig(**_SIZES, **_POSITIONS),
+    "modernbert": transformers.ModernBertConfig(
+        **_SIZES, max_position_embeddings=128, local_attention=16, global_attn_every_n_layers=2, pad_token_id=1
+    ),
+    "luke": transformers.LukeConfig(**_SIZES, **_POSITIONS, entity_vocab_size=4, entity_emb_size=8),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Callable[[str], Path]:
+    """A function: a family of ENCODERS to a random encoder with its pooler, as a folder."""
+
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.mktemp("encoder") / family
+        config = copy.deepcopy(ENCODERS[family])
+        config.vocab_size, config.bos_token_id, config.cls_token_id, config.eos_token_id = len(tiny_tokenizer), 0, 0, 1
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            transformers.AutoModel.from_config(config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
 
 
 def moods(rows: int, start: int = 0) -> list[dict[str, object]]:

@@ -1,7 +1,5 @@
 """Encoders with their own heads, fine-tuned whole: the weights of stock models trained on padded batches."""
 
-import copy
-
 import pytest
 import torch
 import transformers as hf
@@ -11,36 +9,9 @@ import labeltune
 from labeltune import ModelError, SettingsError
 from labeltune.keys import Key
 from labeltune.training.trainer import Plan
-from tests.conftest import moods, names, write_jsonl
+from tests.conftest import ENCODERS, moods, names, write_jsonl
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-POSITIONS = {"max_position_embeddings": 130, "pad_token_id": 1, "type_vocab_size": 1}
-FAMILIES = {
-    "bert": hf.BertConfig(**SIZES, max_position_embeddings=128),
-    "roberta": hf.RobertaConfig(**SIZES, **POSITIONS),
-    "modernbert": hf.ModernBertConfig(
-        **SIZES, max_position_embeddings=128, local_attention=16, global_attn_every_n_layers=2, pad_token_id=1
-    ),
-    "luke": hf.LukeConfig(**SIZES, **POSITIONS, entity_vocab_size=4, entity_emb_size=8),
-}
 STEPS, ROWS = 4, 8
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_tokenizer):
-    """A random encoder with its pooler, as a folder."""
-
-    def make(family):
-        folder = tmp_path_factory.mktemp("encoder") / family
-        config = copy.deepcopy(FAMILIES[family])
-        config.vocab_size, config.bos_token_id, config.cls_token_id, config.eos_token_id = len(tiny_tokenizer), 0, 0, 1
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            hf.AutoModel.from_config(config).save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-        return folder
-
-    return make
 
 
 def train(rows, folder, out, **settings):
@@ -125,9 +96,9 @@ def fresh(model_class, folder, width, settings):
         return model_class.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_classifier_ends_with_the_weights_of_the_stock_model(tmp_path, checkpoint, tiny_tokenizer, family):
-    folder, rows = checkpoint(family), moods(32)
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_text_classifier_ends_with_the_weights_of_the_stock_model(tmp_path, tiny_encoder, tiny_tokenizer, family):
+    folder, rows = tiny_encoder(family), moods(32)
     run = train(rows, folder, tmp_path / "run")
     classes = sorted({row["label"] for row in rows})
 
@@ -145,8 +116,8 @@ def test_a_text_classifier_ends_with_the_weights_of_the_stock_model(tmp_path, ch
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
-def test_a_tagger_ends_with_the_weights_of_the_stock_model(tmp_path, checkpoint, tiny_tokenizer, family):
-    folder, rows = checkpoint(family), names(32)
+def test_a_tagger_ends_with_the_weights_of_the_stock_model(tmp_path, tiny_encoder, tiny_tokenizer, family):
+    folder, rows = tiny_encoder(family), names(32)
     run = train(rows, folder, tmp_path / "run")
     tags = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
@@ -169,9 +140,9 @@ def test_a_tagger_ends_with_the_weights_of_the_stock_model(tmp_path, checkpoint,
     equal_to_the_stock_weights(run, stock_training(run, rows, model, read), head)
 
 
-def test_an_encoder_answers_after_loading_as_it_was_scored(tmp_path, checkpoint):
+def test_an_encoder_answers_after_loading_as_it_was_scored(tmp_path, tiny_encoder):
     rows = moods(32)
-    run = train(rows, checkpoint("roberta"), tmp_path / "run")
+    run = train(rows, tiny_encoder("roberta"), tmp_path / "run")
     answers = labeltune.load(run.folder).predict([row["text"] for row in rows])
     right = sum(answer.label == row["label"] for answer, row in zip(answers, rows, strict=True))
     assert right / len(rows) == run.metrics["dev"]["accuracy"]
@@ -183,11 +154,11 @@ def test_the_stock_head_of_a_decoder_is_a_linear_layer(tmp_path, tiny_folder):
     assert {name: tuple(tensor.shape) for name, tensor in head.items()} == {"head.stages.0.weight": (3, 32)}
 
 
-def test_a_stock_head_without_a_way_to_read_it_is_refused(tmp_path, tiny_folder, checkpoint):
+def test_a_stock_head_without_a_way_to_read_it_is_refused(tmp_path, tiny_folder, tiny_encoder):
     with pytest.raises(SettingsError, match=r"head\.kind: .*CRF"):
-        train(names(8), checkpoint("bert"), tmp_path / "crf", **{"head.crf": True})
+        train(names(8), tiny_encoder("bert"), tmp_path / "crf", **{"head.crf": True})
     with pytest.raises(SettingsError, match="encoder: it looks both ways"):
-        train(moods(9), checkpoint("bert"), tmp_path / "causal", **{"model.unmask": "none"})
+        train(moods(9), tiny_encoder("bert"), tmp_path / "causal", **{"model.unmask": "none"})
 
 
 def test_a_family_whose_stock_head_is_unknown_is_named(tmp_path, tiny_tokenizer):

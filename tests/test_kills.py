@@ -83,6 +83,11 @@ def same(one: Path, other: Path) -> None:
         for f in (one, other)
     ]
     assert steps[0] == steps[1]
+    opened = [
+        {(line["purpose"], line["source"]) for line in map(json.loads, (f / "ledger.jsonl").read_text().splitlines())}
+        for f in (one, other)
+    ]
+    assert opened[0] == opened[1] and opened[0]  # no opening of test goes unwritten, however a training is interrupted
 
 
 def test_killed_at_five_random_moments_it_ends_with_the_same_bits(

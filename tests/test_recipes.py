@@ -23,6 +23,9 @@ from labeltune.recipes.reproducing import reproduce
 from labeltune.recipes.running import Outcome, run_recipe
 from labeltune.recipes.sources import sources
 from labeltune.run import open_run
+from labeltune.sweeps.axes import grids_of
+from labeltune.sweeps.sweeping import read_sweep
+from labeltune.sweeps.tables import check_table
 from labeltune.training.optimiser import warmup_steps
 from labeltune.training.trainer import Plan
 
@@ -436,6 +439,68 @@ def test_mask_groups_run_on_a_shallow_backbone(name, tiny_folder, tmp_path: Path
     recipe = find(f"mask-groups-llama-2-7b/conll2003-{name}")
     done = small(recipe, tiny_folder, fixture("conll2003", tmp_path), tmp_path / "run")
     assert done.score is not None and "%" in done.run.config.model.unmask
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("bert-large/sst2", "bert"),
+        ("roberta-large/conll2003", "roberta"),
+        ("luke-japanese-large-lite/livedoor", "luke"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [PUBLISHED, CLEAN])
+def test_encoder_recipes_train_a_small_encoder(name, family, protocol, tiny_encoder, tmp_path: Path) -> None:
+    recipe = find(f"{name}@{protocol}")
+    done = small(recipe, tiny_encoder(family), fixture(recipe.data.name, tmp_path), tmp_path / "run")
+    assert done.score is not None and (done.run.config.lora.kind, done.run.config.head.kind) == ("full", "stock")
+    assert recipe.settings["train.lr"] == 3e-5  # of three; benchmarks/sweeps/encoders.toml tries them all
+
+
+@pytest.mark.parametrize("name", ["r1@published", "unmasked@clean"])
+def test_repetition_recipes_train_a_small_decoder(name, tiny_folder, tmp_path: Path) -> None:
+    recipe = find(f"repetition-mistral-7b/conll2003-{name}")
+    done = small(recipe, tiny_folder, fixture("conll2003", tmp_path), tmp_path / "run")
+    assert done.score is not None and done.run.config.data.repeat == recipe.settings["data.repeat"]
+    assert done.run.config.train.accumulate == 4
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[1] / "benchmarks" / "sweeps").glob("*.toml")), ids=lambda f: f.stem
+)
+def test_ready_sweeps_are_sweeps(file: Path) -> None:
+    base, config = read_sweep(file, {})
+    grids = grids_of(config, base, str(file))
+    axes = {name for grid in grids for name in grid.axes}
+    assert axes and base.data.train
+    for table in config.table:
+        check_table(table, tuple(axes))
+
+
+# A sealed test split
+
+
+def test_no_recipe_s_choice_reaches_the_test_split(tiny_folder, tmp_path: Path) -> None:
+    recipe, folder = find("ls-unllama-7b/wnut17@clean"), fixture("wnut17", tmp_path)
+    test = folder / "emerging.test.annotated"
+    words = dict(data=folder, model=str(tiny_folder))
+    quick = {**QUICK, "lora.targets": ["q_proj"]}
+    with pytest.raises(DataError, match="the test split stays sealed"):  # the test file as dev
+        run_recipe(recipe, out=tmp_path / "a", settings={**quick, "data.dev": str(test)}, **words)
+    with pytest.raises(DataError, match="the test split stays sealed"):  # or as training rows
+        run_recipe(recipe, out=tmp_path / "b", settings={**quick, "data.train": str(test)}, **words)
+    done = run_recipe(recipe, out=tmp_path / "c", settings=quick, **words)
+    opened = [json.loads(line) for line in (tmp_path / "c" / "ledger.jsonl").read_text().splitlines()]
+    of_test = [line["purpose"] for line in opened if line["source"] == str(test)]
+    assert "final evaluation" in " ".join(of_test) and done.run.config.train.select != ""
+    first = (tmp_path / "c" / "log.jsonl").read_text()
+    test.write_text(test.read_text().replace("PER", "LOC"))  # another gold: no step and no choice may differ
+    run_recipe(recipe, out=tmp_path / "d", settings=quick, **words)
+    strip = [[{k: v for k, v in json.loads(line).items() if "second" not in k} for line in text.splitlines()]
+             for text in (first, (tmp_path / "d" / "log.jsonl").read_text())]  # fmt: skip
+    assert [r.get("loss") for r in strip[0]] == [r.get("loss") for r in strip[1]]
+    one, other = ((tmp_path / run / "head.safetensors").read_bytes() for run in "cd")
+    assert one == other
 
 
 # Faults

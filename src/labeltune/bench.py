@@ -117,7 +117,8 @@ def encoding_key(dataset: Dataset, assembly: Assembly) -> str:
 
 
 def _split_seed(config: Config) -> int | None:
-    drawn = any(isinstance(split, float) for split in (config.data.dev, config.data.test))
+    held_out = any(isinstance(split, float) for split in (config.data.dev, config.data.test))
+    drawn = held_out or config.data.train_rows is not None
     return config.train.seed if drawn else None
 
 

@@ -127,3 +127,36 @@ def test_the_seed_of_the_split_may_be_another_than_the_training_s():
 def test_a_fold_that_is_no_part_is_told(fold):
     with pytest.raises(SettingsError, match="is no part of a whole"):
         held_out(classes(a=30), fold=fold)
+
+
+# A part of the training rows
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(3, 60), min_size=1), st.integers(6, 200), st.randoms())
+@run(max_examples=50)
+def test_a_draw_is_stratified_and_does_not_depend_on_the_order(sizes, count, random):
+    rows = classes(**sizes)
+    split = held_out(rows, train_rows=count)
+    pool = held_out(rows)["train"]
+    assert set(split["train"]) <= set(pool) and split["dev"] == held_out(rows)["dev"]
+    assert len(split["train"]) == min(count, len(pool))
+    drawn, there = Counter(text[0] for text in split["train"]), Counter(text[0] for text in pool)
+    assert all(drawn[label] >= 1 and abs(drawn[label] - count * n / len(pool)) < len(there) + 1
+               for label, n in there.items() if count < len(pool))  # fmt: skip
+    shuffled = held_out(random.sample(rows, len(rows)), train_rows=count)
+    assert sorted(shuffled["train"]) == sorted(split["train"])
+
+
+def test_another_seed_draws_other_rows_and_fewer_are_part_of_more():
+    rows = classes(a=80, b=80)
+
+    def draw(count, seed):
+        return set(held_out(rows, train_rows=count, split_seed=7, seed=seed)["train"])
+
+    assert draw(20, 1) == draw(20, 1) != draw(20, 2)
+    assert draw(10, 1) < draw(20, 1) < draw(100, 1) and len(draw(20, 1)) == 20
+
+
+def test_fewer_rows_than_labels_are_refused():
+    with pytest.raises(SettingsError, match=r"data.train_rows: 2 rows cannot hold 3 labels"):
+        held_out(classes(a=5, b=5, c=5), train_rows=2)

@@ -22,7 +22,7 @@ from labeltune.data.examples import Reading
 from labeltune.data.naming import resolve
 from labeltune.data.readers import PREFIX, Row, Source, is_saved, open_source
 from labeltune.data.settings import DataConfig
-from labeltune.data.splits import fold_share, hold_out, hold_out_fold
+from labeltune.data.splits import draw_rows, fold_share, hold_out, hold_out_fold
 from labeltune.data.survey import Quarantine, Survey, survey
 from labeltune.errors import DataError, SettingsError
 from labeltune.keys import Key
@@ -208,6 +208,7 @@ class _Loading:
         if "test" in splits and "test" not in fractions:
             refuse_leaks({name: splits[name] for name in ("train", "dev")}, splits["test"])
         held_out = {name: splits[name].ids() for name in fractions}
+        splits["train"] = self._drawn(splits["train"], seed)
         task = task_of(self.kind or LABEL)
         test = splits.get("test")
         return Loaded(task, splits["train"], splits["dev"], test, tuple(self.said), self.config, held_out)
@@ -301,6 +302,13 @@ class _Loading:
         if not rest.any() or not all(rows.any() for rows in parts.values()):
             raise DataError("too few rows to hold any out", at=whole.source, hint="give data.dev as a file")
         return {name: whole.part(name, rows) for name, rows in {"train": rest, **parts}.items()}
+
+    def _drawn(self, train: Dataset, seed: int) -> Dataset:
+        if self.config.train_rows is None:
+            return train
+        rows = draw_rows(train.survey, self.config.train_rows, Key.of(seed), at="data.train_rows")
+        self.said.append(f"train: {rows.sum():,} of {len(train):,} rows drawn, seed {seed}")
+        return train.part("train", rows)
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

@@ -27,6 +27,8 @@ class DataConfig(Settings):
     """`2/5`: dev is the second of five parts of the training rows (stratified, seeded), in place of `data.dev`."""
     split_seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of what is held out [= train.seed]."""
+    train_rows: Annotated[int, Field(ge=1)] | None = None
+    """Train on so many rows, stratified, drawn by train.seed after dev and test; fewer are part of more [all]."""
     columns: tuple[str, ...] | None = None
     """Column names of a file without header (CSV, TSV, CoNLL columns)."""
     group: str | None = None

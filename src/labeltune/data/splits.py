@@ -73,6 +73,41 @@ def hold_out_fold(
     return {name: parts[name] for name in test} | {"dev": parts.get(f"fold {number}", last)}
 
 
+def draw_rows(survey: Survey, count: int, key: Key, *, at: str) -> np.ndarray:
+    """Bool (G): `count` of the rows, each stratum its share and at least one row; all where there are no more.
+
+    A stratum's rows are sorted by content and drawn by an addressed permutation, so the order of the file does not
+    matter, and of one key fewer rows are part of more, but where shares are rounded.
+
+    Raises:
+        SettingsError: fewer rows than labels.
+    """
+    strata, names = strata_of(survey)
+    sizes = np.bincount(strata, minlength=len(names))
+    if count >= len(strata):
+        return np.ones(len(strata), bool)
+    if count < np.count_nonzero(sizes):
+        hint = "name at least as many"
+        raise SettingsError(f"{count} rows cannot hold {len(names)} labels", at=at, hint=hint)
+    chosen = np.zeros(len(strata), bool)
+    for stratum, quota in enumerate(_quotas(sizes, count).tolist()):
+        rows = np.flatnonzero(strata == stratum)
+        rows = rows[np.argsort(survey.texts[rows], kind="stable")]
+        chosen[rows[permutation(key.fold("rows", names[stratum]), len(rows))[:quota]]] = True
+    return chosen
+
+
+def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
+    """So many of each, in proportion, at least one of what is there: the largest remainders first."""
+    exact = sizes * (count / sizes.sum())
+    quotas = np.minimum(sizes, np.maximum(np.floor(exact).astype(int), sizes > 0))
+    while quotas.sum() != count:
+        step = 1 if quotas.sum() < count else -1
+        able = quotas < sizes if step > 0 else quotas > 1
+        quotas[np.argmax(np.where(able, step * (exact - quotas), -np.inf))] += step
+    return np.asarray(quotas)
+
+
 def _refuse_empty(parts: Mapping[str, np.ndarray], strata: np.ndarray, names: Sequence[str], at: str) -> None:
     for part, rows in parts.items():
         empty = np.flatnonzero(np.bincount(strata[rows], minlength=len(names)) == 0)
