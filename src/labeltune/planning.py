@@ -34,6 +34,7 @@ from labeltune.facts import Checked, Listener, quiet
 from labeltune.fitting import named_and_given
 from labeltune.inspection import Tokens, inspect
 from labeltune.job import Job, prepare
+from labeltune.keys import Key
 from labeltune.ledger import Ledger
 from labeltune.model.anatomy import called, find_blocks, is_attention
 from labeltune.model.checkpoints import quietly, read_config, resolve
@@ -144,7 +145,11 @@ def plan(
     share = _share(asked, processes)
     pass_tokens = _pass_tokens(share, seen.tokens["train"])
     memory = reckon(asked, shape, trained, pass_tokens, limit)
-    measured, total = _measure(asked, share, given, listen) if measure else (None, _steps(asked, seen.rows["train"]))
+    measured, total = (
+        _measure(asked, share, given, listen)
+        if measure
+        else (None, _steps(asked, seen.rows["train"], seen.tokens["train"].total))
+    )
     seconds = None if measured is None else _seconds(asked, seen.tokens, measured) / processes
     cost = None if seconds is None or price is None else seconds / 3600 * price
     return Plan(asked, seen.rows, seen.tokens, total, trained, memory, measured, seconds, cost)
@@ -279,9 +284,10 @@ def _pass_tokens(config: Config, tokens: Tokens) -> int:
 # Time
 
 
-def _steps(config: Config, rows: int) -> int:
-    train = config.train
-    return train.steps or max(1, int(-(-rows // train.batch_rows) * train.epochs))
+def _steps(config: Config, rows: int, tokens: int) -> int:
+    """As the loop counts them, for rows of the mean length."""
+    lengths = np.full(rows, max(1, tokens // rows))
+    return Order(lengths, config.train, Key.of(config.train.seed)).total
 
 
 def _share(config: Config, processes: int) -> Config:
