@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import labeltune
 from labeltune.baselines import TagBaseline, TextBaseline
-from labeltune.data.datasets import open_dataset
+from labeltune.data.datasets import load
 from labeltune.data.settings import DataConfig
 from labeltune.demo import COLUMNS, demo_file
 from labeltune.model.checkpoints import resolve
@@ -108,7 +108,8 @@ def files(name: str, data: Path, work: Path, rows: int) -> dict[str, Any]:
     known = DATA[name]
     cap = {"data.max_tokens": known.max_tokens, "data.long": "truncate"} if known.max_tokens else {}
     if known.rows is None:
-        columns = {f"data.{column}": value for column, value in COLUMNS[known.task].items()}
+        columns: dict[str, Any] = {f"data.{column}": value for column, value in COLUMNS[known.task].items()}
+        columns["data.train_rows"] = rows
         return {f"data.{split}": str(demo_file(split)) for split in ("train", "dev", "test")} | columns
     ending = "conll" if known.task == "tagging" else "jsonl"
     paths = {
@@ -193,20 +194,10 @@ class Bench:
     def baseline(self, set_: str, rows: int | None = None) -> float:
         """TF-IDF or word features with logistic regression on the same rows."""
         known, settings = DATA[set_], files(set_, self.data, self.work, rows or self.rows)
-        words = {
-            key.removeprefix("data."): value
-            for key, value in settings.items()
-            if key.removeprefix("data.") in ("text", "label", "spans")
-        }
-        parts = {
-            split: list(
-                open_dataset(settings[f"data.{split}"], DataConfig(**words), known.task, labelled=True, name=split)
-            )
-            for split in ("train", "test")
-        }
-        fitted = (TagBaseline if known.task == "tagging" else TextBaseline).fit(parts["train"])
-        answers = fitted.predict(parts["test"])
-        return float(TASKS[known.task].score(parts["test"], answers, fitted.labels)[known.metric])
+        loaded = load(DataConfig(**{name.removeprefix("data."): value for name, value in settings.items()}), known.task)
+        fitted = (TagBaseline if known.task == "tagging" else TextBaseline).fit(list(loaded.train))
+        gold = list(loaded.test or ())
+        return float(TASKS[known.task].score(gold, fitted.predict(gold), fitted.labels)[known.metric])
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +209,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def test_scores(found: Sequence[Found], set_: str, **where: Any) -> list[float]:
+def scores_on_test(found: Sequence[Found], set_: str, **where: Any) -> list[float]:
     """Test scores of the trials with these values (`train.lr="0.01"`), by seed."""
     chosen = [row for row in found if all(row[key] == str(value) for key, value in where.items())]
     return [float(row[f"test_{DATA[set_].metric}"]) for row in sorted(chosen, key=lambda row: int(row["seed"]))]
@@ -248,13 +239,13 @@ def _trained(bench: Bench, cell: tuple[str, str]) -> tuple[float, list[float]]:
     set_, model = cell
     rate = bench.best_rate(f"meaning/{set_}-{model}", set_, model)
     found = bench.sweep(f"meaning/{set_}-{model}/seeds", set_, model, {"train.lr": [rate]}, SEEDS[:3])
-    return rate, test_scores(found, set_)
+    return rate, scores_on_test(found, set_)
 
 
 def unmasked_pretraining(bench: Bench) -> Iterator[Found]:
     """Does masked next-token prediction under a removed mask (mntp) help a tagger without mask?"""
     texts = [bench.texts(set_) for set_ in ("sst2", "ag_news", "wnut17")]
-    yield from _adapted(bench, "mntp", texts, "wnut17", bench.rows, {"model__unmask": "all"})
+    yield from _adapted(bench, "mntp", texts, "entities", bench.rows, {"model__unmask": "all"})
 
 
 def domain_pretraining(bench: Bench) -> Iterator[Found]:
@@ -269,13 +260,15 @@ def _adapted(
     folder = bench.work / f"adapted-{objective}"
     if not (folder / "metrics.json").exists():
         settings = {"adapt.objective": objective, "adapt.tokens": ADAPT_TOKENS, "adapt.lr": 1e-3, "adapt.threads": 1}
-        labeltune.adapt([str(path) for path in texts], model="mini", out=folder, settings=settings)
+        labeltune.adapt(
+            [str(path) for path in texts], model="mini", out=folder, settings=settings, resume=folder.exists()
+        )
     scores, figures = {}, json.loads((folder / "metrics.json").read_text("utf-8"))
     for name, model in (("as it is", "mini"), ("adapted", str(folder))):
         stem = f"{objective}/{name.replace(' ', '-')}"
         rate = bench.best_rate(stem, set_, model, RATES[1:4], rows=rows, **own)
         found = bench.sweep(f"{stem}/seeds", set_, model, {"train.lr": [rate]}, SEEDS[:3], rows=rows, **own)
-        scores[name] = test_scores(found, set_)
+        scores[name] = scores_on_test(found, set_)
     line = {"objective": objective, "data": DATA[set_].title, "rows": rows, "figures": json.dumps(figures)}
     line |= {name: mean_sd(values) for name, values in scores.items()}
     pairs = zip(scores["adapted"], scores["as it is"], strict=True)
@@ -284,7 +277,7 @@ def _adapted(
 
 def defaults(bench: Bench) -> Iterator[Found]:
     """Which learning rate is best? Dev scores, one seed each, over the backbone's size."""
-    cells = [(set_, model) for set_ in ("sst2", "ag_news", "wnut17", "livedoor") for model in ("mini", "tiny")]
+    cells = [(set_, model) for set_ in ("sst2", "ag_news", "wnut17") for model in ("mini", "tiny")]
     for (set_, model), found in bench.each(_rates, cells).items():
         line: Found = {"data": DATA[set_].title, "backbone": model}
         yield line | {f"{float(row['train.lr']):g}": float(row[f"dev_{DATA[set_].metric}"]) for row in found}
@@ -335,7 +328,7 @@ def grid(bench: Bench, name: str, set_: str, axes: Axes) -> Iterator[Found]:
     found = bench.sweep(f"{name}/{set_}", set_, "mini", axes, SEEDS, train__lr=rate)
     for values in dict.fromkeys(tuple(row[axis] for axis in axes) for row in found):
         where = dict(zip(axes, values, strict=True))
-        yield {"data": DATA[set_].title, **where, DATA[set_].metric: mean_sd(test_scores(found, set_, **where))}
+        yield {"data": DATA[set_].title, **where, DATA[set_].metric: mean_sd(scores_on_test(found, set_, **where))}
 
 
 def small_data(bench: Bench) -> Iterator[Found]:
@@ -345,7 +338,7 @@ def small_data(bench: Bench) -> Iterator[Found]:
         for rows in (16, 64, 256, 1000):
             name = f"small_data/{set_}-{rows}"
             found = bench.sweep(name, set_, "mini", {"train.lr": [rate]}, SEEDS, rows=rows)
-            line = {"data": DATA[set_].title, "rows": rows, "labeltune": mean_sd(test_scores(found, set_))}
+            line = {"data": DATA[set_].title, "rows": rows, "labeltune": mean_sd(scores_on_test(found, set_))}
             yield line | {"TF-IDF": bench.baseline(set_, rows)}
 
 
@@ -402,15 +395,15 @@ def report(work: Path, out: Path, hardware: str) -> None:
         title = " ".join((study.__doc__ or "").split())
         shown = [f"# {name}", "", title, "", f"{hardware}. Scores in percent, of test unless the title says dev.", ""]
         shown += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        shown += ["| " + " | ".join(_shown(line.get(column)) for column in columns) + " |" for line in lines]
+        shown += ["| " + " | ".join(_shown(line.get(column), column) for column in columns) + " |" for line in lines]
         (out / f"{name}.md").write_text("\n".join(shown) + "\n", "utf-8")
         (out / f"{name}.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _shown(value: Any) -> str:
-    return (
-        f"{100 * value:.1f}" if isinstance(value, float) and 0.05 <= value <= 1 else "" if value is None else f"{value}"
-    )
+def _shown(value: Any, column: str) -> str:
+    """A score in percent; settings as they are."""
+    score = isinstance(value, float) and column not in ("lr", "value")
+    return f"{100 * value:.1f}" if score else "" if value is None else f"{value}"
 
 
 def main(words: Sequence[str] | None = None) -> None:
