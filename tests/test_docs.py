@@ -122,5 +122,5 @@ def test_a_page_can_be_followed_word_for_word(
     for line in commands(page):
         run(line.replace(" mini", f" {tiny_folder}"), monkeypatch)
     for block in blocks(page, "python"):
-        code = block.replace('"mini"', repr(str(tiny_folder))).replace('"train.lr": 3e-3', '"train.steps": 2')
+        code = block.replace('"mini"', repr(str(tiny_folder))).replace('"train.epochs": 3', '"train.steps": 2')
         exec(compile(code, str(page), "exec"), {})

@@ -19,6 +19,7 @@ from labeltune.model import member as members
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.selfcheck import Report, check
 from labeltune.tasks import TASKS, Task
+from labeltune.training.settings import default_lr
 from labeltune.training.trainer import MICRO_TOKENS
 
 GPU_MICRO_TOKENS = 16384
@@ -155,6 +156,7 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
         raise SettingsError(
             f"{longest} is more than the backbone's context of {backbone.context}", at="data.max_tokens", hint=hint
         )
+    lr = config.train.lr or default_lr(backbone.hidden_size, full=config.lora.kind == "full")
     values: dict[str, Any] = {
         "data.max_tokens": longest,
         "model.revision": config.model.revision or getattr(backbone.model.config, "_commit_hash", None),
@@ -165,7 +167,8 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
         "model.dtype": DTYPE_NAMES[backbone.dtype],
         "head.bias": task.bias if config.head.bias is None else config.head.bias,
         "lora.alpha": config.lora.alpha or config.lora.rank,
-        "train.head_lr": config.train.head_lr or config.train.lr,
+        "train.lr": lr,
+        "train.head_lr": config.train.head_lr or lr,
         "train.select": config.train.select or task.select,
         "train.device": device,
         "train.threads": config.train.threads or torch.get_num_threads(),

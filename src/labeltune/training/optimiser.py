@@ -41,17 +41,15 @@ def adamw(head: Iterable[nn.Parameter], rest: Iterable[nn.Parameter], config: Tr
 
     Each group keeps its peak rate under `peak`.
     """
-    head_lr = config.head_lr if config.head_lr is not None else config.lr
+    head_lr = config.peak_lr if config.head_lr is None else config.head_lr
     groups, given = [], [list(rest), list(head)]
-    for parameters, lr in zip(given, (config.lr, head_lr), strict=True):
+    for parameters, peak in zip(given, (config.peak_lr, head_lr), strict=True):
         for matrices in (True, False):
             chosen = [p for p in parameters if (p.ndim > 1) == matrices]
             if chosen:
                 decay = config.weight_decay if matrices else 0.0
-                groups.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": decay})
-    fused = torch.cuda.is_available() and all(
-        p.is_cuda for part in given for p in part
-    )  # few kernels, where launches cost
+                groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
+    fused = all(p.is_cuda for part in given for p in part)  # few kernels, where launches are what a step costs
     return torch.optim.AdamW(groups, fused=fused, foreach=not fused)
 
 

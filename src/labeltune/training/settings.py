@@ -12,11 +12,24 @@ SCHEDULE_NAMES = ("linear", "cosine", "constant")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
+LR, LR_HIDDEN, LR_MOST = 2e-4, 4096, 1e-2
+"""The learning rate of an adapter on a backbone of that hidden size, and the largest of the smallest ones."""
+
+
+def default_lr(hidden_size: int, *, full: bool) -> float:
+    """The peak learning rate where nobody names one, to three digits.
+
+    Measured at hidden sizes 128 and 256 (`benchmarks/results/studies/defaults.md`), from published work at 4,096; other
+    sizes lie on the line through these. Full fine-tuning takes a tenth, as in `adapt`; that is not measured.
+    """
+    return float(f"{min(LR_MOST, LR * LR_HIDDEN / hidden_size) / (10 if full else 1):.3g}")
+
+
 class TrainConfig(Settings):
     """One training."""
 
-    lr: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate of the adapter."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate [2e-4 · 4096 / hidden size, at most 1e-2; full fine-tuning: a tenth of it]."""
     head_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of the head [= lr]."""
     epochs: Annotated[float, Field(gt=0)] = 5
@@ -57,6 +70,11 @@ class TrainConfig(Settings):
     """Where to compute."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; recorded, because another number changes rounding."""
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`; where nobody has settled it yet, that of a large backbone."""
+        return LR if self.lr is None else self.lr
 
 
 class EvalConfig(Settings):

@@ -445,4 +445,4 @@ def _optimise(turn: _Turn) -> tuple[float, float]:
         trial.status = "diverged"
         return 0.0, norm
     trial.optimiser.step()
-    return factor * trial.config.lr, norm
+    return factor * trial.config.peak_lr, norm
