@@ -47,12 +47,11 @@ COLUMNS: dict[str, dict[str, str]] = {
 """By task, where its labels are: each row carries both."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FOR_MINI: dict[str, Any] = {
-    "model.depth": 2,
-    "model.pooling": "max",
+    "model.pooling": "mean",
     "lora.rank": 32,
     "lora.dropout": 0.0,
     "lora.targets": LINEAR,
-    "train.lr": 4e-3,
+    "train.lr": 3e-3,
     "train.head_lr": 1e-2,
     "train.epochs": 4,
 }

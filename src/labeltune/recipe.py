@@ -16,6 +16,7 @@ from labeltune.data.datasets import Loaded, load
 from labeltune.errors import SettingsError
 from labeltune.losses import LOSSES
 from labeltune.tasks import Task
+from labeltune.training.settings import LR
 
 MAIN: Mapping[str, str] = {
     "data": "train dev test columns text label tokens tags spans group label_names label_order template normal_form "
@@ -119,12 +120,12 @@ def _found(loaded: Loaded, task: Task) -> Iterator[str]:
 def _open_choices(task: Task) -> Values:
     """What a commented line shows: the default; where the code settles it later, that; else an example."""
     config = Config().model_dump(mode="json", exclude_none=True)
-    lora, train = config["lora"], config["train"]
     settled = {
         "model.unmask": task.unmask,
         "model.pooling": task.pooling,
-        "lora.alpha": lora["rank"],
-        "train.head_lr": train["lr"],
+        "lora.alpha": config["lora"]["rank"],
+        "train.lr": LR,
+        "train.head_lr": LR,
         "train.select": task.select,
         "data.max_tokens": 512,
     }
