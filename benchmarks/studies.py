@@ -44,6 +44,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (1, 2, 3, 4, 5)
 DEV, TEST = 200, 400
 ADAPT_TOKENS = 150_000
+LOOKS = {"before": "before", "after": "heldout"}
 Axes = Mapping[str, Sequence[Any]]
 Found = dict[str, Any]
 
@@ -269,7 +270,8 @@ def _adapted(
         rate = bench.best_rate(stem, set_, model, RATES[1:4], rows=rows, **own)
         found = bench.sweep(f"{stem}/seeds", set_, model, {"train.lr": [rate]}, SEEDS[:3], rows=rows, **own)
         scores[name] = scores_on_test(found, set_)
-    line = {"objective": objective, "data": DATA[set_].title, "rows": rows, "figures": json.dumps(figures)}
+    losses = {f"held-out loss {when}": f"{figures[part]['loss']:.3f}" for when, part in LOOKS.items()}
+    line: Found = {"objective": objective, "data": DATA[set_].title, "rows": rows, **losses}
     line |= {name: mean_sd(values) for name, values in scores.items()}
     pairs = zip(scores["adapted"], scores["as it is"], strict=True)
     yield line | {"adapted - as it is": interval([a - b for a, b in pairs])}
