@@ -305,6 +305,7 @@ def test_trees_give_the_root_s_label_and_the_leaves(tmp_path: Path) -> None:
         ("conll2003", {"train": 14041, "dev": 3250, "test": 3453}, "all"),
         ("conll2003", {"train": 14041, "dev": 3453}, "all"),
         ("conll2003", {"train": 14000, "dev": 3250, "test": 3453}, None),
+        ("conll2003", {"train": 13000, "dev": 3250, "test": 4494}, None),  # as many in all, divided otherwise
         ("livedoor", {"train": 5895, "dev": 736, "test": 736}, "all"),
     ],
     ids=str,

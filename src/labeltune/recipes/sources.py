@@ -44,8 +44,9 @@ class Source:
         """Which known variant has these rows by split, whatever was held out of which; None where none has."""
         body = counts.get("train", 0) + counts.get("dev", 0)
         for name, (train, dev, test) in self.rows.items():
-            whole = train + dev + test
-            if sum(counts.values()) == whole or (body, counts.get("test", 0)) in ((train + dev, test), (train, dev)):
+            if self.parted and sum(counts.values()) == train + dev + test:
+                return name
+            if (body, counts.get("test", 0)) in ((train + dev, test), (train, dev)):
                 return name
             if (counts.get("train"), counts.get("dev"), counts.get("test", 0)) in ((train, dev, 0), (train, test, 0)):
                 return name
