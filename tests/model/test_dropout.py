@@ -40,7 +40,8 @@ def test_the_compiled_kernel_draws_the_same_bits(caplog: pytest.LogCaptureFixtur
     for features in (33, 64, 5):
         x = torch.randn(12, features)
         assert torch.equal(fused(x, *facts()), drawn(x))
-    assert fused._kernel is not fused.plain and not caplog.records
+    assert fused._kernel is not fused.plain
+    assert not [record for record in caplog.records if record.name.startswith("labeltune")]
 
 
 def test_where_nothing_compiles_it_goes_on_step_by_step_and_says_so(monkeypatch, caplog) -> None:
@@ -54,7 +55,7 @@ def test_where_nothing_compiles_it_goes_on_step_by_step_and_says_so(monkeypatch,
     fused, x = Fused(dropout._drop), torch.randn(12, 8)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(fused(x, *facts()), drawn(x)) and torch.equal(fused(x, *facts()), drawn(x))
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("labeltune")] == [
         "no fused dropout, training is slower: torch.compile failed (no compiler)"
     ]
 
