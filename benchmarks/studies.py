@@ -13,210 +13,33 @@ Data sets: SST-2, AG News, WNUT-17 and livedoor where `--data` has them, and the
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import random
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
-from scipy.stats import t as student
-from stock_trainer import Row, read_rows
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from study_bench import DATA, RATES, Axes, Bench, Found, by_seed, interval, mean_sd, scores_on_test
+from transformers import (
+    AutoModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 import labeltune
-from labeltune.baselines import TagBaseline, TextBaseline
-from labeltune.data.datasets import load
-from labeltune.data.settings import DataConfig
-from labeltune.demo import COLUMNS, demo_file
 from labeltune.model.checkpoints import resolve
 from labeltune.model.settings import ModelConfig
-from labeltune.tasks import TASKS
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (1, 2, 3, 4, 5)
-DEV, TEST = 200, 400
-ADAPT_TOKENS = 150_000
+ADAPT_TOKENS, SCRATCH_TOKENS = 150_000, 10_000_000
 LOOKS = {"before": "before", "after": "heldout"}
-Axes = Mapping[str, Sequence[Any]]
-Found = dict[str, Any]
-
-
-# Data
-
-
-@dataclass(frozen=True)
-class Data:
-    """One data set. rows: split -> its rows, of which a seeded choice is written; None for the demo's own files."""
-
-    title: str
-    task: str
-    rows: Callable[[Path], dict[str, list[Row]]] | None = None
-    max_tokens: int | None = None
-
-    @property
-    def metric(self) -> str:
-        return TASKS[self.task].select
-
-
-def _stsa(data: Path) -> dict[str, list[Row]]:
-    return {split: read_rows(str(data / "sst" / f"stsa.binary.{split}")) for split in ("train", "dev", "test")}
-
-
-def _ag_news(data: Path) -> dict[str, list[Row]]:
-    train = _shuffled(read_rows(str(data / "ag_news" / "train_subset_derived.jsonl")))
-    test = read_rows(str(data / "ag_news" / "test.csv"))
-    return {"train": train[DEV:], "dev": train[:DEV], "test": test}
-
-
-def _wnut17(data: Path) -> dict[str, list[Row]]:
-    names = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test": "emerging.test.annotated"}
-    return {split: read_rows(str(data / "wnut17" / name)) for split, name in names.items()}
-
-
-def _livedoor(data: Path) -> dict[str, list[Row]]:
-    rows = []
-    for category in sorted(path for path in (data / "livedoor" / "text").iterdir() if path.is_dir()):
-        for article in sorted(category.glob(f"{category.name}-*.txt")):
-            rows.append(Row(" ".join(article.read_text("utf-8").splitlines()[2:])[:400], category.name))
-    rows = _shuffled(rows)
-    return {"dev": rows[:DEV], "test": rows[DEV : DEV + TEST], "train": rows[DEV + TEST :]}
-
-
-def _shuffled(rows: list[Row]) -> list[Row]:
-    return random.Random(0).sample(rows, len(rows))
-
-
-DATA: dict[str, Data] = {
-    "sst2": Data("SST-2", "classification", _stsa, 64),
-    "ag_news": Data("AG News", "classification", _ag_news, 64),
-    "wnut17": Data("WNUT-17", "tagging", _wnut17, 64),
-    "livedoor": Data("livedoor, 128 tokens", "classification", _livedoor, 128),
-    "intents": Data("demo: intents", "classification"),
-    "entities": Data("demo: entities", "tagging"),
-}
-
-
-def files(name: str, data: Path, work: Path, rows: int) -> dict[str, Any]:
-    """The `data.…` settings of a set, its files written where they are not there yet."""
-    known = DATA[name]
-    cap = {"data.max_tokens": known.max_tokens, "data.long": "truncate"} if known.max_tokens else {}
-    if known.rows is None:
-        columns: dict[str, Any] = {f"data.{column}": value for column, value in COLUMNS[known.task].items()}
-        columns["data.train_rows"] = rows
-        return {f"data.{split}": str(demo_file(split)) for split in ("train", "dev", "test")} | columns
-    ending = "conll" if known.task == "tagging" else "jsonl"
-    paths = {
-        split: work / "data" / f"{name}-{split}{rows if split == 'train' else ''}.{ending}"
-        for split in ("train", "dev", "test")
-    }
-    if not all(path.exists() for path in paths.values()):
-        paths["train"].parent.mkdir(parents=True, exist_ok=True)
-        found = known.rows(data)
-        for (split, path), most in zip(paths.items(), (rows, DEV, TEST), strict=True):
-            path.write_text("".join(map(_line, _shuffled(found[split])[:most])), "utf-8")
-    return {f"data.{split}": str(path) for split, path in paths.items()} | cap
-
-
-def _line(row: Row) -> str:
-    if row.words:
-        return "".join(f"{word}\t{tag}\n" for word, tag in zip(row.words, row.tags, strict=True)) + "\n"
-    return json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) + "\n"
-
-
-# Cells
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where the data are and where the sweeps go. rows: of a training, where the study does not say."""
-
-    data: Path
-    work: Path
-    rows: int
-    models: Mapping[str, str]
-    processes: int = 1
-
-    def each(self, work: Callable[..., Any], cells: Sequence[Any]) -> dict[Any, Any]:
-        """The values of independent cells, in processes side by side."""
-        with ProcessPoolExecutor(self.processes, mp_context=get_context("spawn")) as pool:
-            return dict(zip(cells, pool.map(partial(work, self), cells), strict=True))
-
-    def sweep(
-        self,
-        name: str,
-        set_: str,
-        model: str,
-        axes: Axes,
-        seeds: Sequence[int],
-        *,
-        rows: int | None = None,
-        test: bool = True,
-        **own: Any,
-    ) -> list[Found]:
-        """The trials of one sweep, as `all.csv` has them; own: further settings (`train__lr`)."""
-        folder = self.work / name
-        if not (folder / "sweep.json").exists():
-            known = DATA[set_]
-            settings = {"model.name": self.models.get(model, model), "train.threads": 1}
-            settings |= files(set_, self.data, self.work, rows or self.rows)
-            settings |= {key.replace("__", "."): value for key, value in own.items()}
-            words = {"task": known.task, **_nested(settings)}
-            words["sweep"] = {"axes": {key: list(values) for key, values in axes.items()}, "seeds": list(seeds)}
-            file = self.work / f"{name}.toml"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(tomli_w.dumps(words), "utf-8")
-            labeltune.sweep(file, out=folder, test_all=test, resume=folder.exists())
-            print(f"{name}: done", flush=True)
-        with (folder / "all.csv").open(encoding="utf-8", newline="") as text:
-            return [dict(row) for row in csv.DictReader(text)]
-
-    def texts(self, set_: str, most: int = 5_000) -> Path:
-        """The training texts of a set, without labels, as documents."""
-        path, known = self.work / "data" / f"{set_}-texts.txt", DATA[set_]
-        if not path.exists() and known.rows is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = _shuffled(known.rows(self.data)["train"])[:most]
-            path.write_text("\n\n".join(row.text for row in rows) + "\n", "utf-8")
-        return path
-
-    def best_rate(self, name: str, set_: str, model: str, rates: Sequence[float] = RATES, **own: Any) -> float:
-        """The learning rate that dev prefers, of one seed each."""
-        found = self.sweep(f"{name}/rates", set_, model, {"train.lr": rates}, (0,), test=False, **own)
-        return float(max(found, key=lambda row: float(row[f"dev_{DATA[set_].metric}"]))["train.lr"])
-
-    def baseline(self, set_: str, rows: int | None = None) -> float:
-        """TF-IDF or word features with logistic regression on the same rows."""
-        known, settings = DATA[set_], files(set_, self.data, self.work, rows or self.rows)
-        loaded = load(DataConfig(**{name.removeprefix("data."): value for name, value in settings.items()}), known.task)
-        fitted = (TagBaseline if known.task == "tagging" else TextBaseline).fit(list(loaded.train))
-        gold = list(loaded.test or ())
-        return float(TASKS[known.task].score(gold, fitted.predict(gold), fitted.labels)[known.metric])
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as sections."""
-    out: dict[str, Any] = {}
-    for name, value in settings.items():
-        section, _, leaf = name.partition(".")
-        out.setdefault(section, {})[leaf] = list(value) if isinstance(value, tuple) else value
-    return out
-
-
-def scores_on_test(found: Sequence[Found], set_: str, **where: Any) -> list[float]:
-    """Test scores of the trials with these values (`train.lr="0.01"`), by seed."""
-    chosen = [row for row in found if all(row[key] == str(value) for key, value in where.items())]
-    return [float(row[f"test_{DATA[set_].metric}"]) for row in sorted(chosen, key=lambda row: int(row["seed"]))]
-
-
-# Studies: each writes lines of a table
 
 
 def meaning(bench: Bench) -> Iterator[Found]:
@@ -315,13 +138,14 @@ def mask_groups(bench: Bench) -> Iterator[Found]:
     """The mask removed in any of four groups of two layers: the sixteen patterns of arXiv 2401.14556, at this scale."""
     parts = ("0:2", "2:4", "4:6", "6:8")
     patterns = [",".join(p for n, p in enumerate(parts) if bits >> n & 1) or "none" for bits in range(16)]
-    yield from grid(bench, "mask_groups", "wnut17", {"model.unmask": patterns})
+    yield from grid(bench, "mask_groups", "entities", {"model.unmask": patterns})
 
 
 def repetition(bench: Bench) -> Iterator[Found]:
     """The text read again (arXiv 2601.17585), against depth and against a removed mask."""
-    axes = {"data.repeat": (0, 1), "model.depth": (4, 6, 8), "model.unmask": ("none",)}
-    yield from grid(bench, "repetition", "wnut17", axes)
+    axes = {"data.repeat": (0, 1), "model.depth": (4, 6, 8)}
+    yield from grid(bench, "repetition", "entities", axes)
+    yield from grid(bench, "repetition-unmasked", "entities", {"model.unmask": ("all",), "model.depth": (4, 6, 8)})
 
 
 def grid(bench: Bench, name: str, set_: str, axes: Axes) -> Iterator[Found]:
@@ -344,6 +168,110 @@ def small_data(bench: Bench) -> Iterator[Found]:
             yield line | {"TF-IDF": bench.baseline(set_, rows)}
 
 
+def languages(bench: Bench) -> Iterator[Found]:
+    """One model for English news (4 classes) and Japanese articles (9), against one for each; accuracy by language.
+
+    The bundled backbone has read little Japanese: a character is about three of its byte-level tokens.
+    """
+    joint, parts = DATA["joint"], DATA["joint"].parts
+    found = {}
+    for set_ in ("joint", *parts.values()):
+        rate = bench.best_rate(f"meaning/{set_}-mini", set_, "mini")
+        found[set_] = bench.sweep(f"languages/{set_}", set_, "mini", {"train.lr": [rate]}, SEEDS)
+    for part, set_ in parts.items():
+        own = [float(row["test_accuracy"]) for row in by_seed(found[set_])]
+        shared = [
+            bench.figures("languages/joint", row)["test"]["parts"][part]["accuracy"] for row in by_seed(found["joint"])
+        ]
+        line: Found = {"language": part, "data": DATA[set_].title, "one per language": mean_sd(own)}
+        line |= {joint.title: mean_sd(shared)}
+        yield line | {"difference": interval([a - b for a, b in zip(shared, own, strict=True)])}
+
+
+def decoder_and_encoder(bench: Bench) -> Iterator[Found]:
+    """A decoder and an encoder of one size, from scratch on the same text for the same budget, then fine-tuned alike.
+
+    Llama and ModernBERT, 4 layers of 128, the bundled tokenizer; next tokens against masked ones. All weights are
+    fine-tuned, with mean pooling; the learning rate is the best of three on dev.
+    """
+    models = {name: pretrained(bench, name) for name in SHAPES}
+    kinds = {
+        "decoder": ("decoder", "none"),
+        "decoder, mask removed": ("decoder", "all"),
+        "encoder": ("encoder", "none"),
+    }
+    for set_ in ("sst2", "ag_news", "entities"):
+        line: Found = {"data": DATA[set_].title, "metric": DATA[set_].metric}
+        for kind, (name, unmask) in kinds.items():
+            own = {"lora__kind": "full", "model__unmask": unmask}
+            own |= {"model__pooling": "mean"} if DATA[set_].task == "classification" else {}
+            stem = f"decoder_and_encoder/{set_}-{kind.replace(', ', '-').replace(' ', '-')}"
+            rate = bench.best_rate(stem, set_, str(models[name]), (3e-4, 1e-3, 3e-3), **own)
+            found = bench.sweep(f"{stem}/seeds", set_, str(models[name]), {"train.lr": [rate]}, SEEDS, **own)
+            line |= {kind: mean_sd(scores_on_test(found, set_)), f"{kind} lr": f"{rate:g}"}
+        yield line
+
+
+SIZE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+SHAPES: dict[str, tuple[str, type[PretrainedConfig]]] = {
+    "decoder": ("clm", LlamaConfig),
+    "encoder": ("mlm", ModernBertConfig),
+}
+"""The objective, and the family whose blocks have this size: both are gated, so they have equally many weights."""
+
+
+def pretrained(bench: Bench, name: str) -> Path:
+    """A small model from scratch on the corpus, with the bundled tokenizer."""
+    folder, (objective, shape) = bench.work / f"scratch-{name}", SHAPES[name]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(resolve(ModelConfig(name="mini")))
+    begin, end = folder.with_name(f"{folder.name}-shape"), tokenizer.eos_token_id
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id"), end)
+    config = shape(**SIZE, **special, vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True)
+    config.save_pretrained(begin)
+    tokenizer.save_pretrained(begin)
+    if not (folder / "metrics.json").exists():
+        settings = {"adapt.objective": objective, "adapt.tokens": SCRATCH_TOKENS, "adapt.threads": 1}
+        settings |= {"adapt.from_config": str(begin), "adapt.context": 256}
+        labeltune.adapt(str(bench.corpus), out=folder, settings=settings, resume=folder.exists())
+    return folder
+
+
+def probes(bench: Bench) -> Iterator[Found]:
+    """What frozen layers know: logistic regression on the mean of a layer's states, nothing else trained.
+
+    By stock transformers and scikit-learn; C is the best of three on dev; macro F1. Layer 0: the embeddings.
+    """
+    for set_ in ("sst2", "ag_news", "intents"):
+        for model in ("mini", "random"):
+            parts = [bench.split(set_, split) for split in ("train", "dev", "test")]
+            states = [mean_states(bench.models[model], [text for text, _ in part], set_) for part in parts]
+            labels = [[label for _, label in part] for part in parts]
+            line: Found = {"data": DATA[set_].title, "weights": model}
+            yield line | {f"layer {n}": probe([s[n] for s in states], labels) for n in range(len(states[0]))}
+
+
+def mean_states(model: str, texts: Sequence[str], set_: str) -> torch.Tensor:
+    """(layers + 1, texts, hidden): each layer's states, averaged over a text."""
+    folder = resolve(ModelConfig(name=model))
+    tokenizer, stock = PreTrainedTokenizerFast.from_pretrained(folder), AutoModel.from_pretrained(folder).float().eval()
+    found = []
+    with torch.inference_mode():
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=DATA[set_].max_tokens)["input_ids"]
+            found.append(torch.stack(stock(ids, output_hidden_states=True).hidden_states)[:, 0].mean(1))
+    return torch.stack(found, 1)
+
+
+def probe(states: Sequence[torch.Tensor], labels: Sequence[Sequence[str]]) -> float:
+    """Macro F1 on test of the probe that is best on dev."""
+    (train, dev, test), best = [part.numpy() for part in states], (-1.0, -1.0)
+    for strength in (0.1, 1.0, 10.0):
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(train, labels[0])
+        scores = [f1_score(y, fitted.predict(x), average="macro") for x, y in ((dev, labels[1]), (test, labels[2]))]
+        best = max(best, (scores[0], scores[1]), key=lambda pair: pair[0])
+    return float(best[1])
+
+
 STUDIES: dict[str, Callable[[Bench], Iterator[Found]]] = {
     study.__name__: study
     for study in (
@@ -356,23 +284,14 @@ STUDIES: dict[str, Callable[[Bench], Iterator[Found]]] = {
         pooling_and_mask,
         mask_groups,
         repetition,
+        languages,
+        decoder_and_encoder,
+        probes,
     )
 }
 
 
-# Figures
-
-
-def mean_sd(scores: Sequence[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{100 * statistics.mean(scores):.1f}{spread}"
-
-
-def interval(differences: Sequence[float]) -> str:
-    """Mean and 95 % t interval of paired differences, in points."""
-    middle, count = statistics.mean(differences), len(differences)
-    reach = student.ppf(0.975, count - 1) * statistics.stdev(differences) / count**0.5
-    return f"{100 * middle:+.1f} [{100 * (middle - reach):+.1f}, {100 * (middle + reach):+.1f}]"
+# The command
 
 
 def random_model(work: Path) -> str:
@@ -417,6 +336,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/studies"))
     parser.add_argument("--hardware", default="")
     parser.add_argument("--only", nargs="*", choices=list(STUDIES), default=list(STUDIES))
+    parser.add_argument("--corpus", type=Path, help="text to pretrain small models on")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--tiny", help="another small backbone")
@@ -426,7 +346,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     options.work.mkdir(parents=True, exist_ok=True)
     models = {"mini": "mini", "random": random_model(options.work), "tiny": options.tiny}
-    bench = Bench(options.data, options.work, options.rows, models, options.processes)
+    bench = Bench(options.data, options.work, options.rows, models, options.processes, options.corpus)
     for name in options.only:
         lines = []
         for line in STUDIES[name](bench):

@@ -294,6 +294,24 @@ def test_interrupted_before_training_nothing_is_left_or_it_can_go_on(fit, tmp_pa
         same(fit("new/folder", resume=True).folder, fit("whole").folder)
 
 
+@pytest.mark.usefixtures("hears_interrupts")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_finaliser_swallowed_is_heard(fit, tmp_path: Path) -> None:
+    """As when it arrives in one of the callbacks by which an import clears its locks away."""
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def listen(fact: object) -> None:
+        if isinstance(fact, Said):
+            Dying()
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("new/folder", listen=listen)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_fine_tuning_resumes_to_the_same_bits(fit, tmp_path: Path) -> None:
     settings = {"lora.kind": "full", "train.lr": 1e-3, "train.epochs": 2}
     stopped(fit, 4, settings=settings)

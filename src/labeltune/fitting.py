@@ -23,7 +23,7 @@ from labeltune.data.datasets import QUARANTINE
 from labeltune.errors import RunError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.folder import asked_before, claimed, is_finished
-from labeltune.interrupt import Interrupted, Stop, graceful
+from labeltune.interrupt import Interrupted, Stop, graceful, heard
 from labeltune.job import (
     CHECKPOINT,
     FAILURES,
@@ -104,13 +104,15 @@ def _train(
     """One training in its folder, from the checkpoint where there is one, to the sealed run."""
     ledger = Ledger(folder)
     bench = Bench(folder / WORK, ledger, folder / QUARANTINE)
-    job = prepare(config, folder, bench, listen, given=given, fresh=not checkpoint.exists(), world=world)
+    with heard():
+        job = prepare(config, folder, bench, listen, given=given, fresh=not checkpoint.exists(), world=world)
     with graceful() as stop:
         begin(job, checkpoint, listen)
         world.wait()
         _loop(job, stop, listen)
     try:
-        figures = score(job, listen, ledger)
+        with heard():
+            figures = score(job, listen, ledger)
     except KeyboardInterrupt:
         raise _leave(job) from None
     with graceful():
@@ -146,12 +148,11 @@ def _loop(job: Job, stop: Stop, listen: Listener) -> None:
     if job.trial.status == "running":
         group.admit(job.trial)
     facts = steps(group)
-    asked = False
-    while not (asked := world.any(stop.asked)) and (step := next(facts, None)) is not None:
+    while not world.any(stop.asked) and (step := next(facts, None)) is not None:
         if follow(job, step) and world.rank == 0:
             save_checkpoint(job, job.checkpoint)
         listen(step)
-    if asked:
+    if world.any(stop.asked):
         raise _leave(job)
     if job.trial.status in FAILURES and not job.trial.best:
         message, hint = FAILURES[job.trial.status]
