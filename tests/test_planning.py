@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from labeltune import SettingsError, open_run, plan
 from labeltune.config import make
-from labeltune.planning import _trained, gibibytes, reckon, shape_of
+from labeltune.memory import gibibytes, reckon, shape_of, trained_parameters
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_memory_of_the_7b_settings_is_what_the_sums_say(seven_billion, model, to
     config = make({"model": {"name": seven_billion, **model}, "lora": PAPER})
     shape = shape_of(config)
     assert shape.inside == 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
-    trained = _trained(config, shape, 2)
+    trained = trained_parameters(config, shape, 2)
     assert trained == 32 * 2 * 12 * 2 * 4096 + 2 * 4096
     assert reckon(config, shape, trained, tokens, None).total == pytest.approx(gib, rel=0.1)
 

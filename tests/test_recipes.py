@@ -466,6 +466,16 @@ def test_repetition_recipes_train_a_small_decoder(name, tiny_folder, tmp_path: P
     assert done.run.config.train.accumulate == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_runs(name, tiny_folder, tiny_encoder, tmp_path: Path) -> None:
+    recipe, family = find(name), name.partition("-")[0]
+    backbone = tiny_encoder(family) if family in ("bert", "roberta", "luke") else tiny_folder
+    done = small(recipe, backbone, fixture(recipe.data.name, tmp_path), tmp_path / "run")
+    assert done.score is not None and 0 <= done.score <= 100 and not done.comparable
+    assert done.run.config.recipe == name
+
+
 @pytest.mark.parametrize(
     "file", sorted((Path(__file__).parents[1] / "benchmarks" / "sweeps").glob("*.toml")), ids=lambda f: f.stem
 )

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeltune import Interrupted, Sweep, evaluate, load, sweep, train
+from labeltune import Interrupted, Sweep, evaluate, load, open_run, plan_sweep, sweep, train
 from labeltune.config import Config, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.model.backbone import Backbone
 from labeltune.sweeps.axes import all_points, grids_of, random_points
-from labeltune.sweeps.facts import Ended, Moved, Pruned
+from labeltune.sweeps.facts import Began, Ended, Moved, Pruned
 from labeltune.sweeps.settings import SweepConfig
 from labeltune.sweeps.tables import TIMES
 
@@ -508,3 +508,49 @@ def workers() -> list[int]:
     """Processes of Ray that train just now."""
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "ray::_task" in line]
+
+
+# Before anything is spent
+
+
+AXES = '[sweep]\nseeds = 2\n[sweep.axes]\n"train.lr" = [1e-3, 3e-3]\n"lora.rank" = [2, 4]\n'
+
+
+def test_a_plan_says_what_a_sweep_then_does(folder: Path, tmp_path: Path) -> None:
+    file = written(folder, AXES, "planned.toml")
+    found = plan_sweep(file, price=2.0)
+    (side,) = found.sides
+    assert (found.points, found.trainings, found.epochs, side.trainings) == (4, 8, 8.0, 8)
+    assert side.measured is not None and found.seconds and found.cost == found.seconds / 3600 * 2.0
+    seated = [0]
+
+    def listen(fact: object) -> None:
+        if isinstance(fact, Began | Ended):
+            seated.append(seated[-1] + (1 if isinstance(fact, Began) else -1))
+
+    done = sweep(file, out=tmp_path / "out", listen=listen)
+    assert max(seated) == side.seats > 1 and len(done.table("all").rows) == found.trainings
+    trials = sorted((tmp_path / "out" / "trials").iterdir())
+    trained = [open_run(trial).metrics["train"]["trained_parameters"] for trial in trials]
+    one, all_ = (plan_sweep(file, settings={"sweep.together": n}, measure=False).sides[0].memory for n in (1, 8))
+    assert all_.trained == pytest.approx(sum(trained) * one.trained / trained[0])  # one backbone, eight adapters
+    assert all_.weights == one.weights and all_.tokens == 8 * one.tokens
+
+
+def test_a_plan_knows_backbones_pruning_folds_and_the_budget(folder: Path) -> None:
+    two = '[sweep.axes]\n"model.dtype" = ["fp32", "bf16"]\n"lora.kind" = ["lora", "full"]\n'
+    sides = plan_sweep(written(folder, two), measure=False).sides
+    assert [side.seats for side in sides] == [1, 1, 1, 1] and len({side.memory.weights for side in sides}) == 2
+    three = '[sweep]\nhalving = { factor = 2, rungs = [1, 2] }\n[sweep.axes]\n"train.lr" = [1e-3, 2e-3, 3e-3, 4e-3]\n'
+    assert plan_sweep(written(folder, three, **{"train.epochs": 4}), measure=False).epochs == 4 * (1 + 0.5 + 0.25 * 2)
+    few = '[sweep]\nsearch = "tpe"\nbudget = { trials = 3 }\n[sweep.axes]\n"train.lr" = { low = 1e-4, high = 1e-2 }\n'
+    assert plan_sweep(written(folder, few), measure=False).trainings == 3
+    assert plan_sweep(written(folder, AXES), settings={"sweep.budget.minutes": 1e-3}).seconds == pytest.approx(0.06)
+
+
+def test_a_plan_of_a_sweep_on_the_command_line(typed, folder: Path) -> None:
+    file = written(folder, AXES)
+    shown = typed("plan", file, "--gpu", "24GB", "--no-measure")
+    assert shown.code == 0 and "4 points, 8 trainings" in shown.out and "fits" in shown.out and "about" not in shown.out
+    facts = json.loads(typed("plan", file, "--no-measure", "--set", "sweep.seeds=1", "--json").out)
+    assert facts["trainings"] == 4 and facts["sides"][0]["memory"]["total"] > 0 and facts["seconds"] is None

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from labeltune.schema import Prediction as Prediction
     from labeltune.schema import Span as Span
     from labeltune.schema import SpanPrediction as SpanPrediction
+    from labeltune.sweeps.planning import SweepPlan as SweepPlan
+    from labeltune.sweeps.planning import plan_sweep as plan_sweep
     from labeltune.sweeps.sweeping import Sweep as Sweep
     from labeltune.sweeps.sweeping import sweep as sweep
 
@@ -52,6 +54,7 @@ _HOMES = {
     "Span": "schema",
     "SpanPrediction": "schema",
     "Sweep": "sweeps.sweeping",
+    "SweepPlan": "sweeps.planning",
     "adapt": "adaptation.adapt",
     "draft_recipe": "recipe",
     "evaluate": "predict",
@@ -59,6 +62,7 @@ _HOMES = {
     "load": "predict",
     "open_run": "run",
     "plan": "planning",
+    "plan_sweep": "sweeps.planning",
     "sweep": "sweeps.sweeping",
     "train": "fitting",
 }

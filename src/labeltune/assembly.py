@@ -20,9 +20,8 @@ from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.selfcheck import Report, check
 from labeltune.tasks import TASKS, Task
 from labeltune.training.settings import default_lr
-from labeltune.training.trainer import MICRO_TOKENS
+from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS
 
-GPU_MICRO_TOKENS = 16384
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TESTED_DEVICES, TESTED_SYSTEMS = ("cpu", "cuda"), ("Linux",)
 EDGES: dict[str, Literal["first", "last"]] = {"first": "first", "last": "last"}

@@ -346,7 +346,7 @@ def inspect(
 
 @app.command()
 def plan(
-    data: Annotated[str, typer.Argument(help="Training rows, or a RECIPE.toml.")],
+    data: Annotated[str, typer.Argument(help="Training rows, a RECIPE.toml, or a SWEEP.toml.")],
     model: Model = None,
     dev: Dev = None,
     task: TaskName = None,
@@ -357,11 +357,21 @@ def plan(
     measure: Annotated[bool, typer.Option(help="Load the model and do a few steps here.")] = True,
     json_: Json = False,
 ) -> None:
-    """Tokens, memory and time of a training, before anything is spent."""
-    from labeltune.plan_screen import show_plan
+    """Tokens, memory and time of a training or of a whole sweep, before anything is spent."""
+    from labeltune.plan_screen import show_plan, show_sweep_plan
     from labeltune.planning import plan as make_plan
+    from labeltune.sweeps.planning import is_sweep, plan_sweep
 
     recipe = data if data.endswith(".toml") else None
+    if recipe and is_sweep(recipe):
+        flags = {"model.name": model, "data.dev": _number_or_name(dev), "task": task}
+        over = {name: value for name, value in flags.items() if value is not None} | _settings(sets)
+        sweep_plan = plan_sweep(recipe, settings=over, gpu=gpu, price=price, measure=measure)
+        if json_:
+            _print_json(sweep_plan.as_json())
+        else:
+            show_sweep_plan(sweep_plan, out)
+        return
     found = make_plan(
         None if recipe else data,
         config=recipe,

@@ -58,6 +58,11 @@ class Tokens:
     cut_spans: int
     torn: int
 
+    @property
+    def mean(self) -> float:
+        """Tokens of a row."""
+        return self.total / max(self.rows, 1)
+
 
 @dataclass(frozen=True)
 class Inspection:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from labeltune.duration import duration
 from labeltune.planning import Plan
+from labeltune.sweeps.planning import SweepPlan
 
 
 def show_plan(found: Plan, console: Console) -> None:
@@ -23,6 +24,28 @@ def show_plan(found: Plan, console: Console) -> None:
     console.print(memory)
     for sentence in sentences(found):
         console.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+def show_sweep_plan(found: SweepPlan, console: Console) -> None:
+    """A row for each backbone, and what all takes together."""
+    sides = Table("backbone", "trainings", "side by side", "tokens a pass", "GiB", "tokens a second", "time", box=None)
+    for side in found.sides:
+        speed = "" if side.measured is None else f"{side.measured.train_tokens_per_second:,.0f}"
+        took = "" if side.seconds is None else duration(side.seconds)
+        numbers = (f"{side.trainings:,}", f"{side.seats}", f"{side.memory.tokens:,}", f"{side.memory.total:.2f}")
+        sides.add_row(escape(side.model), *numbers, speed, took)
+    console.print(sides)
+    console.print(
+        f"{found.points:,} points, {found.trainings:,} trainings, {found.epochs:,.0f} epochs", highlight=False
+    )
+    for side in found.sides:
+        limit = side.memory.limit
+        if limit is not None:
+            held = "fits" if side.memory.total <= limit else "does not fit: set sweep.together lower"
+            console.print(escape(f"{side.model}: into {limit:g} GiB this {held}"), highlight=False, soft_wrap=True)
+    if found.seconds is not None:
+        cost = "" if found.cost is None else f", {found.cost:,.2f} at your price"
+        console.print(f"about {duration(found.seconds)}{cost}, scores on test apart", highlight=False)
 
 
 def sentences(found: Plan) -> list[str]:

@@ -11,9 +11,8 @@ from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.settings import Adaptation, AdaptConfig
 from labeltune.errors import ModelError, SettingsError
 from labeltune.model.causal import Causal
-from labeltune.training.trainer import MICRO_TOKENS
+from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS
 
-GPU_MICRO_TOKENS = 16_384
 CONTEXT = 512
 REFERENCE = 4096
 """The hidden size at which the learning rates are stated."""

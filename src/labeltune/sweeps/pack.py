@@ -38,6 +38,7 @@ from labeltune.storage import append_jsonl, read_jsonl, to_json, write_atomic
 from labeltune.sweeps.facts import Began, Ended, Moved
 from labeltune.sweeps.trials import FAILED, SKIPPED, Spec, write_result
 from labeltune.training.checkpoint import Tensors
+from labeltune.training.settings import TrainConfig
 from labeltune.training.trainer import MICRO_TOKENS, Group, Step, memory_ran_out
 from labeltune.training.trainer import train as steps
 
@@ -184,7 +185,9 @@ class _Running:
 
     def _room(self) -> int:
         """How many sit side by side."""
-        return self.pack.seats or _that_fit(next(iter(self.seats.values())).job)
+        trial = next(iter(self.seats.values())).job.trial
+        mean = float(trial.rows.lengths.mean())
+        return self.pack.seats or that_fit(trial.config, trial.config.micro_tokens or MICRO_TOKENS, mean)
 
     def _seat(self, spec: Spec, checkpoint: Path) -> None:
         """Load a trial and let it train with the others; one that cannot be trained is marked with its reason."""
@@ -311,11 +314,9 @@ class _Running:
         return spec.folder(self.sweep) / WORK / f"rung-{leg}.safetensors"
 
 
-def _that_fit(job: Job) -> int:
-    """Trials whose steps fill one forward pass together."""
-    config, lengths = job.trial.config, job.trial.rows.lengths
-    tokens = config.batch_tokens or config.batch_rows * float(lengths.mean())
-    return max(1, int((config.micro_tokens or MICRO_TOKENS) / tokens))
+def that_fit(train: TrainConfig, limit: int, mean: float) -> int:
+    """Trials whose steps fill one forward pass of `limit` tokens together, with rows of `mean` tokens."""
+    return max(1, int(limit / (train.batch_tokens or train.batch_rows * mean)))
 
 
 def write_answers(path: Path, answers: Sequence[Prediction]) -> None:

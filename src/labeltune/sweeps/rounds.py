@@ -53,20 +53,9 @@ class Rounds:
     metric: str
     higher: bool
 
-    def count(self) -> int | None:
-        """Points that the budget allows; None where it says nothing."""
-        budget, epochs = self.sweep.budget, self.base.train.epochs
-        allowed = [] if budget.trials is None else [budget.trials]
-        if budget.epochs is not None:
-            allowed.append(max(1, int(budget.epochs / (epochs * repeats(self.sweep)))))
-        return min(allowed) if allowed else None
-
     def points(self) -> tuple[list[Point], int]:
         """The points of a grid or a random search, and how many combinations occurred again."""
-        if self.sweep.search == "random":
-            return random_points(self.grids, self.base, self.count() or TRIALS_OF_A_SEARCH), 0
-        points, twice = all_points(self.grids, self.base)
-        return points[: self.count()], twice
+        return fixed_points(self.grids, self.base, self.sweep)
 
     def run(self, points: Sequence[Point]) -> list[Spec]:
         """Run all trials of fixed points; the trials."""
@@ -159,7 +148,7 @@ class Rounds:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, (self.sweep.together or 4)))
         study = optuna.create_study(direction="maximize" if self.higher else "minimize", sampler=sampler)
         specs: list[Spec] = []
-        count, points = self.count() or TRIALS_OF_A_SEARCH, 0
+        count, points = allowed(self.base, self.sweep) or TRIALS_OF_A_SEARCH, 0
         while points < count:
             asked = [study.ask() for _ in range(min(self.sweep.together or 4, count - points))]
             drawn = [self._suggested(trial) for trial in asked]
@@ -199,6 +188,24 @@ class Rounds:
             else:
                 values.setdefault(spec.point, []).append(value)
         return {point: float(np.mean(found)) for point, found in values.items() if point not in broken}
+
+
+def fixed_points(grids: Sequence[Grid], base: Config, sweep: SweepConfig) -> tuple[list[Point], int]:
+    """The points of a grid, or random ones of a search, and how many combinations occurred again."""
+    count = allowed(base, sweep)
+    if sweep.search != "grid":
+        return random_points(grids, base, count or TRIALS_OF_A_SEARCH), 0
+    points, twice = all_points(grids, base)
+    return points[:count], twice
+
+
+def allowed(base: Config, sweep: SweepConfig) -> int | None:
+    """Points that the budget allows; None where it says nothing."""
+    budget, epochs = sweep.budget, base.train.epochs
+    found = [] if budget.trials is None else [budget.trials]
+    if budget.epochs is not None:
+        found.append(max(1, int(budget.epochs / (epochs * repeats(sweep)))))
+    return min(found) if found else None
 
 
 def _suggest(trial: Any, label: str, values: Range) -> float:

@@ -36,8 +36,8 @@ Evaluate = Callable[[], Mapping[str, float]]
 """Dev metrics of the member as it is now; `loss` among them settles between equal ones."""
 OUT_OF_MEMORY = "out of memory"
 NO_MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
-MICRO_TOKENS = 1024
-"""Tokens of a forward pass where the settings leave it open: the CPU's sweet spot."""
+MICRO_TOKENS, GPU_MICRO_TOKENS = 1024, 16_384
+"""Tokens of a forward pass where the settings leave it open: the CPU's sweet spot, and another device's."""
 
 
 class Plan:
