@@ -1,13 +1,13 @@
 """How much faster are twelve learning rates in one sweep than twelve trainings one after another?
 
     python sweep_speed.py --data DATA --tokenizer TOKENIZER --work WORK --out results/NAME --hardware "one line"
-        [--models 0.66M=FOLDER 15M 110M] [--rows 96] [--repeats 3] [--clock cpu] [--together 12]
+        [--models 0.66M=FOLDER 15M 110M] [--rows 96] [--repeats 3] [--together 12] [--whole]
 
-Sides, by turns in one process, from encoded rows to the last optimiser step (of the sweep: with the preparing, judging
-and writing of all trials but the first and last), an epoch of the same SST-2 rows, eight a
-step: the sweep; a labeltune training; A, Trainer + PEFT with rows padded to the longest of each 1,000; B, the same with
-rows of like length together. Twelve trainings one after another have the rate of one, so rates compare. `--whole` adds
-the whole process of the sweep against that of one training, which twelve would pay twelve times.
+Sides, by turns in one process, an epoch of the same SST-2 rows, eight a step: the sweep; a labeltune training; A,
+Trainer + PEFT with rows padded to the longest of each 1,000; B, the same with rows of like length together. Rates are
+of the optimiser steps alone (labeltune's as `log.jsonl` has them, the others' from the first batch to the last step);
+twelve trainings one after another have the rate of one, so rates compare. `--whole` adds the whole process of the
+sweep, evaluations and all, against that of one training, which twelve would pay twelve times.
 """
 
 from __future__ import annotations
@@ -19,32 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from material import SIZES, TEXTS, backbone, write_rows
-from training_speed import CLOCKS, SAME, Cell, ours, theirs
+from training_speed import CLOCKS, SAME, Cell, theirs
 
-from labeltune import sweep
-from labeltune.sweeps.facts import Began, Moved
+from labeltune import sweep, train
+from labeltune.sweeps.sweeping import read_sweep
 
 TRIALS, BATCH = 12, 8
 RATES = [2e-4 * 1.2**n for n in range(TRIALS)]
-
-
-class Watch:
-    """Rows a second from the first trial's seat to the last step."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.first, self.last = clock, 0.0, 0.0
-
-    def __call__(self, fact: object) -> None:
-        if isinstance(fact, Began):
-            self.first = self.first or self.clock()
-        if isinstance(fact, Moved):
-            self.last = self.clock()
 
 
 def write_sweep(cell: Cell, folder: Path, together: int | None) -> Path:
@@ -65,11 +52,26 @@ def write_sweep(cell: Cell, folder: Path, together: int | None) -> Path:
 
 def in_a_sweep(cell: Cell, together: int | None) -> float:
     """Rows a second of all twelve together."""
-    watch = Watch(cell.clock)
     with tempfile.TemporaryDirectory() as folder:
-        file = write_sweep(cell, Path(folder), together)
-        sweep(file, out=Path(folder) / "out", listen=watch, snapshot_seconds=1e9)
-    return TRIALS * cell.rows / (watch.last - watch.first)
+        out = Path(folder) / "out"
+        sweep(write_sweep(cell, Path(folder), together), out=out, snapshot_seconds=1e9)
+        return rate(out.glob("trials/*"))
+
+
+def alone(cell: Cell) -> float:
+    """Rows a second of one training of the same settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = read_sweep(write_sweep(cell, Path(folder), None), {"train.lr": RATES[0]})[0]
+        return rate([train(config=settings, out=Path(folder) / "run").folder])
+
+
+def rate(runs: Iterable[Path]) -> float:
+    """Rows a second of the steps of all runs; a step's seconds are its share of the passes that it was in."""
+    rows = seconds = 0.0
+    for run in runs:
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+        rows, seconds = rows + sum(line["rows"] for line in log), seconds + log[-1]["seconds"]
+    return rows / seconds
 
 
 def whole(cell: Cell, together: int | None) -> tuple[float, float]:
@@ -93,15 +95,14 @@ def whole(cell: Cell, together: int | None) -> tuple[float, float]:
 def cell_of(options: argparse.Namespace, model: str) -> tuple[str, Cell]:
     name, _, folder = model.partition("=")
     at = Path(folder) if folder else backbone(name, options.tokenizer, options.work)
-    clock = CLOCKS[options.clock]
-    return name, Cell(at, "sst2", TEXTS["sst2"], options.data, options.work, options.rows, "float32", 1, clock)
+    return name, Cell(at, "sst2", TEXTS["sst2"], options.data, options.work, options.rows, "float32", 1, CLOCKS["wall"])
 
 
 def measured(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     """Medians of the rates of each side."""
     sides: dict[str, Callable[[], float]] = {
         "sweep": lambda: in_a_sweep(cell, options.together),
-        "one by one": lambda: ours(cell, cell.rows, batch_rows=BATCH),
+        "one by one": lambda: alone(cell),
         "A": lambda: theirs(cell, cell.rows, BATCH, padding="blocks"),
         "B": lambda: theirs(cell, cell.rows, BATCH, grouped=True),
     }
@@ -118,8 +119,8 @@ def report(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     lines = [
         "# Twelve learning rates in one sweep",
         "",
-        f"{options.hardware}; one thread, {options.clock} seconds, {options.rows} SST-2 rows, {BATCH} a step, medians "
-        f"of {options.repeats}. Repeat: `python benchmarks/sweep_speed.py`.",
+        f"{options.hardware}; one thread, {options.rows} SST-2 rows, {BATCH} a step; optimiser steps alone, medians of "
+        f"{options.repeats}. Repeat: `python benchmarks/sweep_speed.py`.",
         "",
         "| backbone | sweep, rows a second | against 12 labeltune runs | against 12 × A | against 12 × B |",
         "|---|---|---|---|---|",
@@ -147,7 +148,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SIZES))
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--together", type=int)
     parser.add_argument("--whole", action="store_true")
     options = parser.parse_args()

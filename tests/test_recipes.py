@@ -22,6 +22,7 @@ from labeltune.recipes.book import CLEAN, PUBLISHED, Recipe, find, of_source, re
 from labeltune.recipes.reproducing import reproduce
 from labeltune.recipes.running import Outcome, run_recipe
 from labeltune.recipes.sources import sources
+from labeltune.recipes.table import LAYOUTS, Line, as_in_the_paper
 from labeltune.run import open_run
 from labeltune.sweeps.axes import grids_of
 from labeltune.sweeps.sweeping import read_sweep
@@ -362,9 +363,34 @@ def test_a_paper_s_table_lists_what_ran_what_failed_and_runs_only_what_is_missin
     shutil.rmtree(run)
     assert reproduce("ls-llama", **words) == lines and len(before) == 4
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table.count("\n") == 6 and "93.19" in table
+    assert table.partition("## Every recipe")[2].count("\n") == 8
+    assert "| | conll2003, span_f1 | wnut17, span_f1 |\n" in table and "| ls-unllama-7b | (93.19) | " in table
     assert len(json.loads((tmp_path / "out" / "table.json").read_text())) == 4
     assert (tmp_path / "out" / "table.csv").read_text().count("\n") == 5
+
+
+def test_every_source_has_its_paper_s_layout() -> None:
+    assert set(LAYOUTS) == {recipe.source for recipe in recipes().values()}
+    figures = dict(
+        metric="f1", seeds=1, difference=None, seconds=1.0, peak_memory_gib=None, device="cpu", note="", sd=0.0,
+        accuracy=91.0, precision=92.0, recall=93.0, protocol=CLEAN,
+    )  # fmt: skip
+    lines = {
+        source: [
+            Line(recipe=recipe.name.partition("@")[0], published=recipe.expected, mean=90.0, **figures)
+            for recipe in of_source(source)
+            if recipe.protocol == CLEAN
+        ]
+        for source in LAYOUTS
+    }
+    groups = as_in_the_paper("mask-groups", lines["mask-groups"]).splitlines()
+    assert len(groups) == 2 + 16 and groups[0].startswith("| | mask-groups-llama-2-7b, conll2003 | ")
+    repeated = as_in_the_paper("repetition", lines["repetition"])
+    assert "| | conll2003, r0 | conll2003, r1 | " in repeated and "90.00 ± 0.00 (93.67)" in repeated
+    livedoor = as_in_the_paper("llm-lora-classification", lines["llm-lora-classification"])
+    assert (
+        "| | accuracy | precision | recall | f1 |" in livedoor and "| 91.00 | 92.00 | 93.00 | 90.00 ± 0.00" in livedoor
+    )
 
 
 class Metrics:

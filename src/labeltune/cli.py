@@ -165,7 +165,7 @@ def reproduce(
     from dataclasses import asdict
 
     from labeltune.recipes.reproducing import reproduce as reproduce_paper
-    from labeltune.recipes.reproducing import to_markdown
+    from labeltune.recipes.table import to_markdown
     from labeltune.screen import Screen
 
     with Screen(err, quiet=json_) as screen:
@@ -182,7 +182,7 @@ def reproduce(
     if json_:
         _print_json([asdict(line) for line in lines])
     else:
-        out.print(escape(to_markdown(lines)), highlight=False, soft_wrap=True)
+        out.print(escape(to_markdown(source, lines)), highlight=False, soft_wrap=True)
 
 
 @app.command()

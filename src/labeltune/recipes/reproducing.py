@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import sha256
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +16,12 @@ from labeltune.facts import Listener, Said, quiet
 from labeltune.interrupt import Interrupted
 from labeltune.recipes.book import Recipe, of_source
 from labeltune.recipes.running import FIGURES, Outcome, run_recipe, slug
+from labeltune.recipes.table import Line, write_tables
 from labeltune.run import state_of
-from labeltune.storage import append_jsonl, read_jsonl, write_atomic, write_json
+from labeltune.storage import append_jsonl, read_jsonl
 
 CELLS = "cells.jsonl"
 Cell = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of the table; scores in points, seconds of all trainings together.
-
-    difference: reproduced less published, where both are known and comparable. accuracy, precision, recall: means, in
-    points, of the same split. peak_memory_gib: the largest. note: why nothing is compared, and all reasons of failures.
-    """
-
-    recipe: str
-    protocol: str
-    metric: str
-    published: float | None
-    mean: float | None
-    sd: float | None
-    seeds: int
-    difference: float | None
-    accuracy: float | None
-    precision: float | None
-    recall: float | None
-    seconds: float
-    peak_memory_gib: float | None
-    device: str
-    note: str
 
 
 def reproduce(
@@ -81,7 +55,7 @@ def reproduce(
                 append_jsonl(folder / CELLS, cell)
                 listen(Said(_told(cell)))
     lines = [_line(recipe, [bench.last(recipe, seed) for seed in _seeds(recipe, seeds)]) for recipe in chosen]
-    _write(lines, folder)
+    write_tables(source, lines, folder)
     return lines
 
 
@@ -181,34 +155,3 @@ def _line(recipe: Recipe, cells: Sequence[Cell]) -> Line:
 def _mean(cells: Sequence[Cell], name: str) -> float | None:
     values = [float(cell[name]) for cell in cells if cell.get(name) is not None]
     return statistics.mean(values) if values else None
-
-
-def _write(lines: Sequence[Line], folder: Path) -> None:
-    columns = list(Line.__dataclass_fields__)
-    text = StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(line) for line in lines)
-    write_atomic(folder / "table.csv", text.getvalue())
-    write_json(folder / "table.json", [asdict(line) for line in lines])
-    write_atomic(folder / "table.md", to_markdown(lines))
-
-
-def to_markdown(lines: Sequence[Line]) -> str:
-    """The table for people, scores in points."""
-    head = "| recipe | protocol | metric | published | reproduced | seeds | difference | seconds | GiB | note |"
-    rows = [
-        f"| {line.recipe} | {line.protocol} | {line.metric} | {_points(line.published)} | {_mean_sd(line)} "
-        f"| {line.seeds} | {_points(line.difference)} | {line.seconds:,.0f} "
-        f"| {_points(line.peak_memory_gib)} | {line.note.replace('|', '/')} |"
-        for line in lines
-    ]
-    return "\n".join([head, "|" + "---|" * 10, *rows]) + "\n"
-
-
-def _points(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _mean_sd(line: Line) -> str:
-    return "" if line.mean is None or line.sd is None else f"{line.mean:.2f} ± {line.sd:.2f}"
