@@ -164,6 +164,7 @@ def settle(config: Config, task: Task, backbone: backbones.Backbone) -> Config:
         "model.pooling": config.model.pooling or ("first" if backbone.family.encoder else task.pooling),
         "model.depth": config.model.depth or backbone.layers,
         "model.dtype": DTYPE_NAMES[backbone.dtype],
+        "model.matmul": "onednn" if backbone.onednn else "stock",
         "head.bias": task.bias if config.head.bias is None else config.head.bias,
         "lora.alpha": config.lora.alpha or config.lora.rank,
         "train.lr": lr,

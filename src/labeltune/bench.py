@@ -107,7 +107,7 @@ def backbone_key(config: Config) -> tuple[Any, ...]:
     """What two trainings must agree on to share a backbone, but for its depth."""
     model, train = config.model, config.train
     named = (model.name, model.revision, model.trust_remote_code, model.weights_sha256)
-    return (*named, model.dtype, model.quantization, model.checkpointing, train.device, train.threads)
+    return (*named, model.dtype, model.quantization, model.checkpointing, model.matmul, train.device, train.threads)
 
 
 def encoding_key(dataset: Dataset, assembly: Assembly) -> str:

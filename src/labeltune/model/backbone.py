@@ -29,6 +29,7 @@ from labeltune.model.anatomy import called, find_blocks, first_tensor, is_attent
 from labeltune.model.checkpoints import folder_of, named, quietly, read_body, read_config, resolve, weights_sha256
 from labeltune.model.families import context_of, family_of, position_start
 from labeltune.model.layout import Layout, Slot, equal_lengths, plain_layout
+from labeltune.model.linear import freeze_linears, onednn_pays
 from labeltune.model.norm import freeze_norms
 from labeltune.model.ranges import parse_layers
 from labeltune.model.settings import ModelConfig
@@ -43,7 +44,7 @@ class Backbone(nn.Module):
     """One body with its family's quirks settled, ready to run batches. Build it with `load` or `wrap`.
 
     model: the Hugging Face body. slot: the running layout, for hooks. family: its row in the table of quirks.
-    records: small training passes may be recorded (see `recording`).
+    records: small training passes may be recorded (see `recording`). onednn: it multiplies by oneDNN (see `linear`).
     packed: one stream of documents of any length, or rows of equal length. layers: blocks in use.
     context: longest document in tokens, None where there is no limit. source, revision: where the weights came from.
     """
@@ -62,7 +63,7 @@ class Backbone(nn.Module):
         self.source = source
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self.slot = Slot()
-        self.records = False  # whether small training passes are recorded: `_prepare` knows
+        self.records = self.onednn = False  # `_prepare` knows
         self.config = model.config.get_text_config()
         self.family = family_of(self.config)
         self._blocks = find_blocks(model, self.config, source)
@@ -346,7 +347,9 @@ def load(
     with quietly():
         model = read_body(name, config, stock, device, mapped=place is not None)
     backbone = Backbone(model, depth=config.depth, source=name, trainable=trainable, place=place)
-    return _prepare(backbone, checkpointing, recording=config.recording != "off" and place is None)
+    onednn = config.matmul == "onednn" or (config.matmul == "auto" and onednn_pays())
+    recording = config.recording != "off" and place is None
+    return _prepare(backbone, checkpointing, recording=recording, onednn=onednn and place is None)
 
 
 def wrap(
@@ -360,7 +363,8 @@ def wrap(
     """The body of a model already in memory; it is changed in place (attention, dropout, depth)."""
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
-    return _prepare(Backbone(body, depth=depth, source=source, trainable=trainable), checkpointing)
+    backbone = Backbone(body, depth=depth, source=source, trainable=trainable)
+    return _prepare(backbone, checkpointing, onednn=onednn_pays())
 
 
 def _free(model: PreTrainedModel, trainable: bool) -> None:
@@ -371,8 +375,9 @@ def _free(model: PreTrainedModel, trainable: bool) -> None:
         freeze_norms(model)
 
 
-def _prepare(backbone: Backbone, checkpointing: bool, *, recording: bool = True) -> Backbone:
-    """Switch checkpointing and recording on where asked, the latter where a recording can hold the pass."""
+def _prepare(backbone: Backbone, checkpointing: bool, *, recording: bool = True, onednn: bool = False) -> Backbone:
+    """Switch checkpointing, recording and oneDNN on where asked, and where they can hold the pass."""
+    backbone.onednn = onednn and freeze_linears(backbone.model)
     half = backbone.dtype in (torch.float16, torch.bfloat16)  # in 32 bits each length of document is a call of its own
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
     plain = backbone.packed and half and frozen and not checkpointing

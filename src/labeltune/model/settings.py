@@ -15,6 +15,7 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 QUANTIZATIONS = ("none", "int8", "nf4")
 CHECKPOINTING = ("auto", "on", "off")
 RECORDING = ("auto", "off")
+MATMUL = ("auto", "stock", "onednn")
 POOLING_NAMES = tuple(POOLINGS)
 LORA_KINDS = ("lora", "rslora", "dora", "none", "full")
 
@@ -46,6 +47,8 @@ class ModelConfig(Settings):
     """Recompute activations in the backward pass: on, off; auto: off unless memory needs it."""
     recording: Annotated[str, one_of(RECORDING)] = "auto"
     """Record small training passes as CUDA graphs and replay them: auto (16-bit backbones, no checkpointing), off."""
+    matmul: Annotated[str, one_of(MATMUL)] = "auto"
+    """Who multiplies fp32 matrices on a CPU: stock (torch's choice), onednn; auto: onednn on AVX-512 not by Intel."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint."""
 
