@@ -192,6 +192,21 @@ def test_what_would_wait_too_long_is_refused_but_never_what_waits_for_nobody(
         assert first.result().status_code == 200
 
 
+def test_what_is_still_encoded_waits_before_what_comes_after_it(runs: dict[str, Path], start: Start) -> None:
+    with start({"moods": runs["moods"]}, serve__max_wait=1e-9) as running, ThreadPoolExecutor(4) as pool:
+        large, held = {"texts": sentences(60)}, threading.Event()
+        assert running.client.post(PREDICT, json=large).status_code == 200  # and the engine knows how long it takes
+        running.server.desk._clerk.submit(held.wait)
+        first = pool.submit(running.client.post, PREDICT, json=large)
+        while not running.server.desk.pending:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert running.client.post(PREDICT, json=large).status_code == 429
+        held.set()
+        assert first.result().status_code == 200
+        assert running.client.post(PREDICT, json=large).status_code == 200
+
+
 def test_a_request_that_takes_too_long_is_given_up(runs: dict[str, Path], start: Start) -> None:
     with start({"moods": runs["moods"]}, serve__timeout=0.2) as running:
         with Slow():

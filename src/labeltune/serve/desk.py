@@ -148,8 +148,8 @@ class Desk:
         while True:
             hosted = self.find(run)
             try:
-                self.fleet.engine_of(hosted).refuse_early(sum(map(_characters, items)) // CHARACTERS)
-                examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
+                with self.fleet.engine_of(hosted).expecting(sum(map(_characters, items)) // CHARACTERS):
+                    examples, rows = await loop.run_in_executor(self._clerk, self._encode, hosted, items, truncate)
                 future = self.fleet.engine_of(hosted).submit(hosted, examples, rows, wish)
             except Departed:  # it was loaded anew meanwhile, or is gone: look again
                 continue

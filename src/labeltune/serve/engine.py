@@ -13,8 +13,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,7 +149,7 @@ class Engine:
         self._queue: deque[_Ticket] = deque()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
-        self._stopped = False
+        self._stopped, self._expected = False, 0  # tokens of requests that are still encoded
         self._speed, self._running, self._began = Speed(), 0, 0.0
         self._thread = threading.Thread(target=self._loop, name="labeltune-engine", daemon=True)
         self._thread.start()
@@ -181,14 +182,21 @@ class Engine:
         with self._changed:
             return self._wait(tokens)
 
-    def refuse_early(self, tokens: int) -> None:
-        """Refuse a request of about so many tokens before they are counted.
+    @contextmanager
+    def expecting(self, tokens: int) -> Iterator[None]:
+        """Refuse a request of about so many tokens before they are counted, or let others wait for it meanwhile.
 
         Raises:
             Overloaded: it would wait too long.
         """
         with self._changed:
             self._refuse_waiting(tokens)
+            self._expected += tokens
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._expected -= tokens
 
     def admit(self, hosted: Hosted) -> Future[None]:
         """Check the backbone under the run's mask, and answer for the run from the next pass on."""
@@ -237,7 +245,7 @@ class Engine:
 
     def _wait(self, tokens: int) -> float:
         running = self._speed.seconds(self._running, self.budget) - (time.perf_counter() - self._began)
-        ahead = sum(min(ticket.left, tokens) for ticket in self._queue)
+        ahead = self._expected + sum(min(ticket.left, tokens) for ticket in self._queue)
         return self._speed.seconds(ahead, self.budget) + (max(0.0, running) if self._running else 0.0)
 
     # The thread
