@@ -198,9 +198,8 @@ def test_what_is_still_encoded_waits_before_what_comes_after_it(runs: dict[str, 
         assert running.client.post(PREDICT, json=large).status_code == 200  # and the engine knows how long it takes
         running.server.desk._clerk.submit(held.wait)
         first = pool.submit(running.client.post, PREDICT, json=large)
-        while not running.server.desk.pending:
+        while not running.server.desk.fleet.engines[0]._expected:
             time.sleep(0.01)
-        time.sleep(0.2)
         assert running.client.post(PREDICT, json=large).status_code == 429
         held.set()
         assert first.result().status_code == 200
