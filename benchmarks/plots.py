@@ -85,7 +85,7 @@ def prediction_speed(facts: Facts) -> Figure:
 def sweep_speed(facts: Facts) -> Figure:
     """Rates of a sweep and of what it replaces, as a multiple of one training after another."""
     groups = {
-        size: {side: rate / rates["one by one"] for side, rate in rates.items()}
+        size: {side: rate / rates["one by one"] for side, rate in rates.items() if side != "whole"}
         for size, rates in facts.items()
         if isinstance(rates, Mapping) and "one by one" in rates
     }
