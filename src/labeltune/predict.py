@@ -130,7 +130,7 @@ def answering(run: Run, settings: Mapping[str, Any]) -> Config:
     Raises:
         SettingsError: one that may not.
     """
-    config = with_settings(run.config, {"train.device": "auto", **_allowed(settings)})
+    config = with_settings(run.config, {"train.device": "auto", "model.matmul": "auto", **_allowed(settings)})
     if (run.folder / BACKBONE).exists():  # full fine-tuning: the run is its own backbone, and `format` holds its hash
         own = {"name": str(run.folder / BACKBONE), "revision": None, "weights_sha256": None}
         config = config.model_copy(update={"model": config.model.model_copy(update=own)})
@@ -169,6 +169,7 @@ FREE = (
     "model.dtype",
     "model.name",
     "model.quantization",
+    "model.matmul",
 )
 """Settings of a run that may differ when it answers, beside those of the data."""
 
