@@ -24,6 +24,7 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from study_bench import DATA, RATES, Axes, Bench, Found, by_seed, interval, mean_sd, scores_on_test
+from study_plots import draw
 from transformers import (
     AutoModel,
     LlamaConfig,
@@ -317,6 +318,8 @@ def report(work: Path, out: Path, hardware: str) -> None:
         shown = [f"# {name}", "", title, "", f"{hardware}. Scores in percent, of test unless the title says dev.", ""]
         shown += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         shown += ["| " + " | ".join(_shown(line.get(column), column) for column in columns) + " |" for line in lines]
+        if draw(lines, title.partition(".")[0].partition("?")[0], out / f"{name}.svg"):
+            shown += ["", f"![{name}]({name}.svg)"]
         (out / f"{name}.md").write_text("\n".join(shown) + "\n", "utf-8")
         (out / f"{name}.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", "utf-8")
 

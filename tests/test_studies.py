@@ -44,3 +44,25 @@ def test_rows_are_a_seeded_choice_written_once(study_bench, shared, tmp_path) ->
     assert {path.name: path.read_text() for path in (tmp_path / "again" / "data").iterdir()} == written
     assert written["wnut17-train12.conll"].count("\n\n") == 12 and first["data.max_tokens"] == 64
     assert study_bench.files("intents", shared / "data", tmp_path, 30)["data.train_rows"] == 30
+
+
+def test_a_study_is_drawn_by_its_settings_and_scores(studies, tmp_path: Path) -> None:
+    import study_plots
+
+    lines = [
+        {"data": "SST-2", "metric": "macro_f1", "rows": 16, "mini": "61.2 ± 0.7", "mini lr": "0.001", "words": 0.67},
+        {
+            "data": "SST-2",
+            "metric": "macro_f1",
+            "rows": 64,
+            "mini": "70.0 ± 1.0",
+            "mini - random": "+3.2 [-4.7, +11.2]",
+        },
+    ]
+    assert study_plots.series_of(lines) == {"mini": [(61.2, 0.7, 0.0), (70.0, 1.0, -1.0)]}
+    assert [study_plots.label_of(line) for line in lines] == ["SST-2, 16", "SST-2, 64"]
+    paths = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    assert all(study_plots.draw(lines, "A study", path) for path in paths)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert not study_plots.draw([{"data": "SST-2", "0.001": 0.5}], "No scores", tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
