@@ -144,9 +144,8 @@ def mask_groups(bench: Bench) -> Iterator[Found]:
 
 def repetition(bench: Bench) -> Iterator[Found]:
     """The text read again (arXiv 2601.17585), against depth and against a removed mask."""
-    axes = {"data.repeat": (0, 1), "model.depth": (4, 6, 8)}
+    axes = {"model.unmask": ("all", "none"), "data.repeat": (0, 1), "model.depth": (4, 6, 8)}
     yield from grid(bench, "repetition", "entities", axes)
-    yield from grid(bench, "repetition-unmasked", "entities", {"model.unmask": ("all",), "model.depth": (4, 6, 8)})
 
 
 def grid(bench: Bench, name: str, set_: str, axes: Axes) -> Iterator[Found]:
