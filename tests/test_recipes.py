@@ -258,6 +258,8 @@ def small(recipe: Recipe, tiny: Path, folder: Path, out: Path):
     over = {**QUICK, "data.max_tokens": 64}
     settings = {name: value for name, value in over.items() if name != "lora.targets"}
     settings["lora.targets"] = ["q_proj", "v_proj"]
+    if "model.depth" in recipe.settings:  # of 32 blocks; the tiny backbone has four
+        settings["model.depth"] = 3
     return run_recipe(recipe, out=out, data=folder, model=str(tiny), settings=settings)
 
 
