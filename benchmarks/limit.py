@@ -35,8 +35,10 @@ from labeltune.schema import Batch, Encoded
 TOKENS, REPEATS = 1024, 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm")}
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # the frozen layers' where oneDNN multiplies
+    PRODUCTS.add(torch.ops.mkldnn._linear_pointwise.default)
 GROUPS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear"),
     "attention kernel": ("aten::_scaled_dot_product",),
     "multiply, add (norms, rotation, gates, residuals)": (
         "aten::mul",

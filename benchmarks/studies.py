@@ -39,7 +39,7 @@ from labeltune.model.checkpoints import resolve
 from labeltune.model.settings import ModelConfig
 
 SEEDS = (1, 2, 3, 4, 5)
-ADAPT_TOKENS, SCRATCH_TOKENS = 150_000, 3_000_000
+ADAPT_TOKENS, SCRATCH_TOKENS = 150_000, 10_000_000
 LOOKS = {"before": "before", "after": "heldout"}
 
 

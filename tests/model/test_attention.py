@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labeltune.model import attention
-from labeltune.model.attention import Rule, Run, runs_of
+from labeltune.model.attention import Rule
 from labeltune.model.backbone import wrap
 from labeltune.model.layout import plain_layout
+from labeltune.model.runs import Run, runs_of
 
 WINDOWED = ["cohere2", "gemma2", "gemma3_text", "gpt_oss", "ministral", "mistral", "mixtral", "olmo3", "phi3"]
 WINDOWED += ["qwen2", "qwen3", "starcoder2"]

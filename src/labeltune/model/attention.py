@@ -7,7 +7,8 @@ Shapes: H query heads, G key/value heads, N packed tokens, n tokens of one docum
 of neighbouring documents of one length and one direction; it is one kernel call on views of the stream.
 
 Kernels: on CUDA in fp16 and bf16 torch's own variable-length flash attention, at most one call for each direction;
-elsewhere scaled-dot-product attention for each run; soft-caps (gemma2) and attention sinks (gpt_oss) are written out.
+elsewhere scaled-dot-product attention for each run (`documents.py` has it for the CPU); soft-caps (gemma2) and
+attention sinks (gpt_oss) are written out.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PretrainedConfig
 
+from labeltune.model import documents
 from labeltune.model.families import family_of
 from labeltune.model.layout import Layout
+from labeltune.model.runs import Run, directed, runs_of
 
 NAME = "labeltune"
 LAYOUT = "labeltune_layout"
@@ -41,15 +44,6 @@ _WITNESSES: ContextVar[list[tuple[nn.Module, bool]] | None] = ContextVar("labelt
 
 class LayoutMissing(RuntimeError):
     """The function was called, but the layout was lost on the way."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """`documents` neighbours of `length` tokens each; `both` where they look both ways."""
-
-    documents: int
-    length: int
-    both: bool
 
 
 @dataclass(frozen=True)
@@ -141,44 +135,25 @@ def witnessed() -> Iterator[list[tuple[nn.Module, bool]]]:
         _WITNESSES.reset(token)
 
 
-@lru_cache(maxsize=256)
-def runs_of(lengths: tuple[int, ...], slice_documents: tuple[int, ...], both: tuple[bool, ...]) -> tuple[Run, ...]:
-    """Group the stream's documents into runs; `both` holds each slice's direction in one layer."""
-    runs: list[Run] = []
-    for document, length in _directed(lengths, slice_documents, both):
-        last = runs[-1] if runs else None
-        if last is not None and (last.length, last.both) == (length, document):
-            runs[-1] = Run(last.documents + 1, length, document)
-        else:
-            runs.append(Run(1, length, document))
-    return tuple(runs)
-
-
-def _directed(
-    lengths: tuple[int, ...], slice_documents: tuple[int, ...], both: tuple[bool, ...]
-) -> Iterator[tuple[bool, int]]:
-    """Each document's direction and length, in stream order."""
-    for k, direction in enumerate(both):
-        for length in lengths[slice_documents[k] : slice_documents[k + 1]]:
-            yield direction, length
-
-
 def _runs(query: Tensor, key: Tensor, value: Tensor, rule: Rule, layout: Layout, layer: int) -> Tensor:
-    """One call for each run, on views: `split` (not slices) keeps the backward pass linear in the tokens."""
-    runs = runs_of(layout.lengths, layout.slice_documents, layout.unmasked[layer])
-    sizes = [run.documents * run.length for run in runs]
-    parts = zip(runs, *(t[0].split(sizes, dim=1) for t in (query, key, value)), strict=True)
-    outputs = [_one_run(run, q, k, v, rule) for run, q, k, v in parts]  # each (documents, H, n, C)
-    return torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs]).unsqueeze(0)  # (1, N, H, C)
+    """One call for each run, on views of the stream."""
+    runs, tensors = runs_of(layout.lengths, layout.slice_documents, layout.unmasked[layer]), (query, key, value)
+    if rule.plain and not any(_has_window(run, rule) for run in runs):
+        short = [_better_in_fp32(query, run) for run in runs]
+        if all(short):
+            tensors = tensors[0].float(), tensors[1].float(), tensors[2].float()
+        if all(short) or not any(short):
+            each = documents.attend_each if documents.can_attend(tensors) else documents.attend_publicly
+            return each(tensors, runs, rule.scale).to(query.dtype)
+    parts = zip(runs, documents.split(tensors, runs), strict=True)
+    return documents.joined([_one_run(run, *part, rule) for run, part in parts])
 
 
-def _one_run(run: Run, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-    """Attention within each of a run's documents: (H, tokens, C) to (documents, H, n, C)."""
-    q, k, v = (t.unflatten(1, (run.documents, run.length)).transpose(0, 1) for t in (query, key, value))
+def _one_run(run: Run, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """Attention within each of a run's documents: (documents, H or G, n, C) to (documents, H, n, C)."""
     if not rule.plain:
         return _written_out(q, k, v, rule, run)
-    mask = _window_mask(run, rule, q.device)
-    dtype = q.dtype
+    mask, dtype = _window_mask(run, rule, q.device), q.dtype
     if _better_in_fp32(q, run):
         q, k, v = q.float(), k.float(), v.float()
     return functional.scaled_dot_product_attention(
@@ -215,12 +190,20 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, rule: Rule, run: Run
     return weights.to(value.dtype) @ value
 
 
+def _has_window(run: Run, rule: Rule) -> bool:
+    """Whether the run's documents are longer than the layer's window."""
+    return rule.window is not None and rule.reach is not None and run.length - 1 > _sight(rule, run.both)[0]
+
+
+def _sight(rule: Rule, both: bool) -> tuple[int, int]:
+    """Tokens seen before and after one's own, in a windowed layer."""
+    assert rule.window is not None and rule.reach is not None
+    return (rule.reach, rule.reach) if both else (rule.window - 1, 0)
+
+
 def _window_mask(run: Run, rule: Rule, device: torch.device) -> Tensor | None:
     """Who sees whom in a windowed layer, bool (n, n); None where the window holds the whole document."""
-    if rule.window is None or rule.reach is None:
-        return None
-    before, after = (rule.reach, rule.reach) if run.both else (rule.window - 1, 0)
-    return None if run.length - 1 <= before else _band(run.length, before, after, device)
+    return _band(run.length, *_sight(rule, run.both), device) if _has_window(run, rule) else None
 
 
 def _band(length: int, before: int, after: int, device: torch.device) -> Tensor:
@@ -284,7 +267,7 @@ def _window_size(rule: Rule, both: bool) -> tuple[int, int]:
     """Tokens seen to the left and to the right; -1 is all."""
     if rule.window is None or rule.reach is None:
         return (-1, -1) if both else (-1, 0)
-    return (rule.reach, rule.reach) if both else (rule.window - 1, 0)
+    return _sight(rule, both)
 
 
 @lru_cache(maxsize=16)
@@ -296,7 +279,7 @@ def _subset(
     device: torch.device,
 ) -> tuple[Tensor, Tensor, int]:
     """The tokens of the documents of one direction, their boundaries (int32), and the longest of them."""
-    chosen = [(way == direction, length) for way, length in _directed(lengths, slice_documents, both)]
+    chosen = [(way == direction, length) for way, length in directed(lengths, slice_documents, both)]
     kept = [n for c, n in chosen if c]
     with torch.inference_mode(False):  # the cache may serve a training step later
         keep = torch.repeat_interleave(torch.tensor([c for c, _ in chosen]), torch.tensor([n for _, n in chosen]))

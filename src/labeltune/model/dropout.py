@@ -1,8 +1,9 @@
 """Addressed dropout of what an adapter reads: each slice by its own key and rate.
 
-On a CPU the mask is drawn by `keys.keep_mask` and kept for the backward pass. On CUDA, where launches and memory are
-what it costs, one compiled kernel draws it and applies it, and the backward pass draws it again. Both give the same
-bits; the first use of the kernel is checked against the same arithmetic, run step by step.
+On a CPU the mask is drawn by `keys.keep_masks` and kept for the backward pass; in a small pass, where calls are what it
+costs, those of several tensors at once. On CUDA, where launches and memory are what it costs, one compiled kernel draws
+it and applies it, and the backward pass draws it again. Both give the same bits; the first use of the kernel is checked
+against the same arithmetic, run step by step.
 
 Shapes: N tokens, K slices, F features.
 """
@@ -18,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labeltune.keys import Key, keep_mask, keep_masks, kept, numbers_of
+from labeltune.keys import keep_masks, kept, numbers_of
 from labeltune.model.layout import Layout
 from labeltune.transfer import sent
 
 logger = logging.getLogger(__name__)
+
+AHEAD = 2**20
+"""Values for which masks are drawn at once on a CPU: their hashes stay in its cache."""
 
 
 class Dropout:
@@ -34,6 +38,8 @@ class Dropout:
     def __init__(self, rates: dict[str, Sequence[float]]) -> None:
         self.rates = rates
         self._drawn: tuple[Layout, dict[str, tuple[Tensor, Tensor]]] | None = None
+        self._features: dict[str, int] = {}
+        self._ahead: tuple[Layout | None, dict[str, Tensor]] = (None, {})
 
     def __call__(self, x_NF: Tensor, name: str, layout: Layout) -> Tensor:
         """X with dropped features at zero; scaling what is left is the caller's."""
@@ -44,13 +50,31 @@ class Dropout:
             numbers_N, limits_N = self._numbers(layout, x_NF.device)[name]
             out: Tensor = _Drop.apply(x_NF, numbers_N, limits_N, layout.token_row, layout.token_index)  # type: ignore[no-untyped-call]  # as torch has it
             return out
-        keys: list[Key | None] = [key.fold("lora", name) if key is not None else None for key in layout.keys]
-        address, features = (layout.token_row, layout.token_index), x_NF.shape[1]
-        if len(keys) == 1 and keys[0] is not None:
-            keep_NF = keep_mask(keys[0], *address, features, rates[0])
-        else:
-            keep_NF = keep_masks(keys, rates, layout.slice_tokens, *address, features)
-        return torch.where(keep_NF, x_NF, 0.0)
+        return torch.where(self._mask(name, layout, x_NF.shape[1]), x_NF, 0.0)
+
+    def _mask(self, name: str, layout: Layout, features: int) -> Tensor:
+        """Which features stay, bool (N, F); drawn with those of the tensors that are read next."""
+        self._features[name] = features
+        if self._ahead[0] is not layout or name not in self._ahead[1]:
+            self._ahead = layout, self._masks(self._next(name, layout.slice_tokens[-1] * features), layout, features)
+        return self._ahead[1].pop(name)
+
+    def _next(self, name: str, size: int) -> list[str]:
+        """The tensor and those after it that are as wide, as far as was seen, up to `AHEAD` values; size: of one."""
+        names = list(self.rates)
+        after = names[names.index(name) :]
+        wide = [other for other in after if self._features.get(other) == self._features[name]]
+        return wide[: max(1, AHEAD // size)]
+
+    def _masks(self, names: Sequence[str], layout: Layout, features: int) -> dict[str, Tensor]:
+        """The masks of several tensors: to the hash, the slices of each are slices of one longer pass."""
+        count, tokens = len(names), layout.slice_tokens[-1]
+        keys = [key.fold("lora", name) if key is not None else None for name in names for key in layout.keys]
+        rates = [rate for name in names for rate in self.rates[name]]
+        bounds = [place * tokens + end for place in range(count) for end in layout.slice_tokens[1:]]
+        address = (layout.token_row.repeat(count), layout.token_index.repeat(count))
+        keep = keep_masks(keys, rates, (0, *bounds), *address, features)
+        return dict(zip(names, keep.split(tokens), strict=True))
 
     def table(self, layout: Layout) -> Tensor:
         """On the CPU, int64 (2 tensors + 1, K): each tensor's number and limit by slice, and the slices' sizes."""

@@ -10,6 +10,8 @@ from torch import nn
 
 from labeltune.training.settings import TrainConfig
 
+FUSED = ("cpu", "cuda")
+"""Devices on which torch updates all parameters in one kernel: calls are what a small step costs."""
 Schedule = Callable[[float], float]
 
 SCHEDULES: dict[str, Schedule] = {
@@ -49,7 +51,7 @@ def adamw(head: Iterable[nn.Parameter], rest: Iterable[nn.Parameter], config: Tr
             if chosen:
                 decay = config.weight_decay if matrices else 0.0
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
-    fused = all(p.is_cuda for part in given for p in part)  # few kernels, where launches are what a step costs
+    fused = all(p.device.type in FUSED for part in given for p in part)
     return torch.optim.AdamW(groups, fused=fused, foreach=not fused)
 
 
