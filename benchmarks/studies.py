@@ -231,7 +231,7 @@ def pretrained(bench: Bench, name: str) -> Path:
     tokenizer.save_pretrained(begin)
     if not (folder / "metrics.json").exists():
         settings = {"adapt.objective": objective, "adapt.tokens": SCRATCH_TOKENS, "adapt.threads": 1}
-        settings |= {"adapt.from_config": str(begin), "adapt.context": 256}
+        settings |= {"adapt.from_config": str(begin), "adapt.context": 256, "adapt.heldout": 0.002}
         labeltune.adapt(str(bench.corpus), out=folder, settings=settings, resume=folder.exists())
     return folder
 

@@ -214,6 +214,7 @@ def test_columns_of_llm_lora_classification(swept: Sweep, folder: Path, tmp_path
     assert [*row] == ["model_name", "lr", "batch_size", "lora_r", "template_type", "best-val-epoch", "best-val-f1",
                       "loss", "accuracy", "precision", "recall", "f1"]  # fmt: skip
     assert row["batch_size"] == "8" and float(row["f1"]) <= 1
+    assert int(row["best-val-epoch"]) == json.loads((swept.run / "metrics.json").read_text())["train"]["best_epoch"]
 
 
 def test_a_trial_that_fails_or_diverges_is_marked_and_touches_no_other(folder: Path, tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ class Tables:
     def _point(self, point: Scored, row: Row) -> Row:
         row = {POINT: point.number, **{name: _value(point, name) for name in self.axes}, **row}
         row |= {f"dev_{self.metric}": point.dev, f"dev_{self.metric}_sd": point.dev_sd, "seeds": len(point.specs)}
+        row["best_epoch"] = _mean([result.epoch for result in point.results if result is not None])
         for name in self.metrics:
             found = point.test(name)
             row |= {f"test_{name}": found[0], f"test_{name}_sd": found[1]} if found is not None else {}
@@ -163,10 +164,15 @@ class Tables:
 
     def _table(self, name: str, rows: Iterable[Row], first: Sequence[str]) -> Table:
         found = tuple(rows)
-        figures = [f"dev_{self.metric}", f"dev_{self.metric}_sd", "seeds"]
+        figures = ["best_epoch", f"dev_{self.metric}", f"dev_{self.metric}_sd", "seeds"]
         figures += [f"test_{metric}{part}" for metric in self.metrics for part in ("", "_sd")]
         there = [column for column in figures if any(row.get(column) is not None for row in found)]
         return Table(name, (*first, *there), found)
+
+
+def _mean(epochs: Sequence[int]) -> int | float | None:
+    """Of the seeds' best epochs; the epoch itself where they agree."""
+    return (epochs[0] if len(set(epochs)) == 1 else sum(epochs) / len(epochs)) if epochs else None
 
 
 def _value(point: Scored, name: str) -> Any:
