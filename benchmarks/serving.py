@@ -218,9 +218,10 @@ def measured(
 # Commands
 
 
-def note(work: Path, **facts: Any) -> None:
-    """A finished round, on the screen and in the file."""
-    with (work / "rounds.jsonl").open("a") as file:
+def note(args: argparse.Namespace, **facts: Any) -> None:
+    """A finished round, on the screen and in the file; the backbone by its name, not by where it lies."""
+    facts = {"backbone": Path(args.backbone).name, **facts}
+    with (args.work / "rounds.jsonl").open("a") as file:
         file.write(json.dumps(facts) + "\n")
     print(json.dumps(facts), flush=True)
 
@@ -234,12 +235,12 @@ def run(args: argparse.Namespace) -> None:
             with serving(runs, *words) as server:
                 measured(server, asked, args.clients, len(asked))  # warm
                 found = measured(server, asked, args.clients, args.requests)
-                note(args.work, backbone=args.backbone, side=side, round=number, **found)
+                note(args, side=side, round=number, **found)
     with serving(runs, "--set", "serve.max_wait=1") as server:
         measured(server, asked, args.clients, len(asked))
         for clients in (args.clients, 4 * args.clients, 10 * args.clients):
             found = measured(server, asked, clients, 2 * args.requests, back_off=True)
-            note(args.work, backbone=args.backbone, side="overload", **found)
+            note(args, side="overload", **found)
 
 
 def many(args: argparse.Namespace) -> None:
@@ -250,7 +251,7 @@ def many(args: argparse.Namespace) -> None:
         measured(server, asked, args.clients, len(asked))
         for part in range(5):
             found = measured(server, asked, args.clients, args.requests // 5)
-            note(args.work, backbone=args.backbone, side="many", part=part, **found)
+            note(args, side="many", part=part, **found)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -275,7 +276,7 @@ def report(args: argparse.Namespace) -> None:
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for one in rounds:
-        groups.setdefault((Path(one["backbone"]).name, one["side"], one["clients"]), []).append(one)
+        groups.setdefault((one["backbone"], one["side"], one["clients"]), []).append(one)
     for (backbone, side, clients), found in groups.items():
         middle = {
             name: median(one[name] for one in found) for name in ("per_second", "per_cpu_second", "p50_ms", "p99_ms")
