@@ -176,7 +176,7 @@ def languages(bench: Bench) -> Iterator[Found]:
     joint, parts = DATA["joint"], DATA["joint"].parts
     found = {}
     for set_ in ("joint", *parts.values()):
-        rate = bench.best_rate(f"meaning/{set_}-mini", set_, "mini")
+        rate = bench.best_rate(f"meaning/{set_}-mini", set_, "mini", RATES[1:4])
         found[set_] = bench.sweep(f"languages/{set_}", set_, "mini", {"train.lr": [rate]}, SEEDS)
     for part, set_ in parts.items():
         own = [float(row["test_accuracy"]) for row in by_seed(found[set_])]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from labeltune.model import documents
 from labeltune.model.documents import Three, agrees, attend_each, attend_publicly, can_attend
@@ -51,3 +52,17 @@ def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
     assert agrees.__wrapped__(8, 1)
     monkeypatch.setattr(documents, "_KERNEL", "no_such_kernel")
     assert not agrees.__wrapped__(8, 1)
+
+
+def test_all_that_is_kept_for_the_backward_pass_can_be_dropped_by_checkpointing() -> None:
+    runs, kept = [Run(2, 3, False), Run(1, 5, True)], []
+    tensors = streams(runs, 4, 2, 8)
+    whole = attend_each(tensors, runs, 0.3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = attend_each(tensors, runs, 0.3)
+    values = sum(t.numel() for t in tensors) + out.numel() + out.shape[1] * out.shape[2]
+    assert sum(kept) == values
+    again = checkpoint(attend_each, tensors, runs, 0.3, use_reentrant=False)
+    found = [torch.autograd.grad(each.square().sum(), tensors) for each in (whole, again)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -92,21 +92,24 @@ def _one_each(part: Tensor, run: Run) -> Tensor:
 class _Each(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value)
+        outs, sums = zip(*_forward((query, key, value), runs, scale), strict=True)
+        ctx.save_for_backward(query, key, value, *outs, *sums)  # all that is kept, so that checkpointing can drop it
         ctx.runs, ctx.scale = runs, scale
-        ctx.found = list(_forward((query, key, value), runs, scale))
-        return joined([out for out, _ in ctx.found])
+        return joined(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         kernel = getattr(torch.ops.aten, f"{_KERNEL}_backward")
+        query, key, value, *kept = ctx.saved_tensors
         given = gradient.split([run.documents * run.length for run in ctx.runs], dim=1)
-        parts = zip(ctx.runs, given, split(ctx.saved_tensors, ctx.runs), ctx.found, strict=True)
+        outs, sums = kept[: len(ctx.runs)], kept[len(ctx.runs) :]
         found = []
-        for run, part, tensors, (out, sums) in parts:
+        for run, part, tensors, out, total in zip(
+            ctx.runs, given, split((query, key, value), ctx.runs), outs, sums, strict=True
+        ):
             part = part if run.documents == 1 else part.view(run.documents, run.length, *part.shape[2:])
-            found.append(kernel(part.transpose(1, 2), *tensors, out, sums, 0.0, not run.both, scale=ctx.scale))
+            found.append(kernel(part.transpose(1, 2), *tensors, out, total, 0.0, not run.both, scale=ctx.scale))
         query, key, value = (joined(each).transpose(1, 2) for each in zip(*found, strict=True))
         return query, key, value, None, None
 
