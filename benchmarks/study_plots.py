@@ -51,9 +51,10 @@ def series_of(lines: Sequence[Line]) -> dict[str, list[Point]]:
 
 
 def label_of(line: Line) -> str:
-    """What tells a line from the others: its settings, not its figures."""
-    told = [str(value) for name, value in line.items() if isinstance(value, str | int) and not _is_figure(name, value)]
-    return ", ".join(told)
+    """What tells a line from the others: its settings by their last name, not its figures."""
+    told = {name: value for name, value in line.items() if isinstance(value, str | int) and not _is_figure(name, value)}
+    named = (f"{name.rpartition('.')[2]} {value}" if "." in name else str(value) for name, value in told.items())
+    return ", ".join(named)
 
 
 def _is_figure(name: str, value: str | int) -> bool:
