@@ -198,7 +198,7 @@ def decoder_and_encoder(bench: Bench) -> Iterator[Found]:
     kinds = {
         "decoder": ("decoder", "none"),
         "decoder, mask removed": ("decoder", "all"),
-        "encoder": ("encoder", "none"),
+        "encoder": ("encoder", "all"),
     }
     for set_ in ("sst2", "ag_news", "entities"):
         line: Found = {"data": DATA[set_].title, "metric": DATA[set_].metric}

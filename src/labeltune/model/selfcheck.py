@@ -1,7 +1,7 @@
 """Company and Sight, layer by layer, on the model as it is loaded: what it may not do, it is caught doing.
 
-*Company*: a document's outputs are the same alone and among others. *Sight*: token 0 feels a change of the last token
-in exactly the layers whose mask is removed. Every layer is judged by itself: where two passes are compared, each layer
+*Company*: a document's outputs are the same alone and among others. *Sight*: an earlier token feels a change of the last
+one in exactly the layers whose mask is removed (any earlier token: where attention is sharp, some look elsewhere). Every layer is judged by itself: where two passes are compared, each layer
 is given the inputs it had in the first, so a fault is found where it is made.
 
 The stream of the first pass, L layers, T tokens a document: a stranger, L copies of the probe (copy l has its last
@@ -36,7 +36,7 @@ class Report:
     """What was measured, as max|a - b| / max|b| in one layer.
 
     company: the largest difference between the probe in company and alone, bounded by `bound` of that layer.
-    still: the largest change at token 0 where the mask stays; moved: the smallest where it is removed; None without.
+    still: the largest change at earlier tokens where the mask stays; moved: the smallest where it is removed; None without.
     bound: the smallest of the layers' bounds.
     """
 
@@ -86,11 +86,11 @@ class _Scene:
         self._first_input(company.entered[0][calm], alone.entered[0])
         companies, changes, bounds = [], [], []
         for layer in range(self.backbone.layers):
-            out, scale = company.left[layer], _largest(company.left[layer][calm][0])
+            out, scale = company.left[layer], _largest(company.left[layer][calm][:-1])
             yardstick = _largest(joined.left[layer][self.stranger] - out[calm][0]) / scale
             bound = EXACT if self.exact else yardstick / 10
             companies.append(_largest(out[calm] - alone.left[layer]) / _largest(alone.left[layer]))
-            changes.append(_largest(out[self._copy(layer)] - out[calm][0]) / scale)
+            changes.append(_largest(out[self._copy(layer)][:-1] - out[calm][:-1]) / scale)
             bounds.append(bound)
             felt = yardstick / 10 if self.exact else max(yardstick / 100, 2 * companies[-1])
             self._judge_layer(layer, companies[-1], changes[-1], bound, min(bound, felt))
@@ -126,18 +126,19 @@ class _Scene:
         hint = "this model cannot be used as it is: choose another one, or another version of transformers"
         raise ModelError(message, at=self.backbone.source, hint=hint)
 
-    def _copy(self, layer: int) -> int:
-        """Where copy `layer` starts in the stream."""
-        return self.stranger + layer * self.tokens
+    def _copy(self, layer: int) -> slice:
+        """Where copy `layer` stands in the stream."""
+        start = self.stranger + layer * self.tokens
+        return slice(start, start + self.tokens)
 
     def _together(self) -> _Trace:
         """All documents in one pass; copy l is the calm probe again at the input of layer l, but for its last token."""
         layers, tokens = self.backbone.layers, self.tokens
 
         def stage(layer: int, entering: Tensor) -> Tensor:
-            start, given = self._copy(layer), entering.clone()
-            given[start : start + tokens] = entering[-tokens:]
-            given[start + tokens - 1] *= -1
+            copy, given = self._copy(layer), entering.clone()
+            given[copy] = entering[-tokens:]
+            given[copy.stop - 1] *= -1
             return given
 
         every = torch.arange(len(self.ids))
