@@ -1,9 +1,9 @@
 """Company and Sight, layer by layer, on the model as it is loaded: what it may not do, it is caught doing.
 
-*Company*: a document's outputs are the same alone and among others. *Sight*: an earlier token feels a change of the last
-one in exactly the layers whose mask is removed (any earlier token: where attention is sharp, some look elsewhere). Every
-layer is judged by itself: where two passes are compared, each layer is given the inputs it had in the first, so a fault
-is found where it is made.
+*Company*: a document's outputs are the same alone and among others. *Sight*: an earlier token feels a change of the
+last one in exactly the layers whose mask is removed (any earlier token: where attention is sharp, some look elsewhere).
+Every layer is judged by itself: where two passes are compared, each layer is given the inputs it had in the first, so a
+fault is found where it is made.
 
 The stream of the first pass, L layers, T tokens a document: a stranger, L copies of the probe (copy l has its last
 token turned around at the input of layer l), and the probe left in peace. The second pass holds the probe alone; the
