@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,11 +12,13 @@ import tempfile
 import time
 from dataclasses import replace
 from io import StringIO
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import labeltune.demo as demo
 from labeltune.config import gather
 from labeltune.demo import COLUMNS, FOR_MINI, POLICIES, SPLITS, Entry, Result, Shown, best, demo_file, run_demo
 from labeltune.demo_screen import METRICS, show_demo
@@ -133,6 +136,25 @@ def test_the_demo_from_end_to_end_on_another_backbone(tiny_folder: Path, tmp_pat
         }
     assert not list(tmp_path.iterdir())
     assert "rows/s" in screen(replace(found, pretraining={}))
+
+
+def stubborn(ready: Event) -> None:
+    """Like a process that waits for a lock whose holder is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(600)
+
+
+def test_a_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PATIENCE", 0.2)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    child = context.Process(target=stubborn, args=(ready,), daemon=True)
+    child.start()
+    assert ready.wait(60)
+    demo._end([child])
+    child.join(10)
+    assert child.exitcode == -signal.SIGKILL
 
 
 def started(tiny_folder: Path, folder: Path) -> subprocess.Popen[str]:

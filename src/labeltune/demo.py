@@ -16,13 +16,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ FOR_MINI: dict[str, Any] = {
 POLICIES = {"none": "causal", "all": "mask removed"}
 SPLITS = ("train", "dev", "test")
 PROCESSES = 2
+PATIENCE = 10.0
+"""Seconds that a process has to end in order."""
 SHOWN = 6
 TRAINING_FACTS = "training.json"
 Say = Callable[[str], None]
@@ -218,8 +221,7 @@ def _workers() -> Iterator[ProcessPoolExecutor]:
     try:
         yield executor
     except BaseException as error:
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
+        _end(set(multiprocessing.active_children()) - others)
         if isinstance(error, Interrupted):
             raise Interrupted("the demo was stopped, and nothing of it is kept", hint="run it again") from None
         if isinstance(error, BrokenProcessPool):
@@ -228,6 +230,16 @@ def _workers() -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _end(children: Collection[BaseProcess]) -> None:
+    """Ask the processes to end, then make them: one that ended in the middle of an answer leaves the others waiting."""
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
+        child.kill()
 
 
 def _gathered(futures: Sequence[Future[Done]], say: Say) -> list[Done]:
