@@ -200,6 +200,19 @@ def test_trials_side_by_side_end_as_they_do_alone(make_trial) -> None:
         assert difference(one.weights(), other.weights()) <= 1e-4
 
 
+def test_a_step_of_all_trials_is_one_pass_of_the_backbone(make_trial) -> None:
+    backbone = make_trial().backbone
+    group, passes = Group(backbone), []
+    for seed in range(3):
+        group.admit(make_trial(backbone=backbone, batch_rows=2 + seed, steps=4))
+    handle = backbone.blocks[0].register_forward_hook(lambda *_: passes.append("forward"))
+    last = backbone.blocks[-1].register_full_backward_hook(lambda *_: passes.append("backward"))
+    steps = list(train(group))
+    handle.remove()
+    last.remove()
+    assert len(steps) == 3 * 4 and passes == ["forward", "backward"] * 4
+
+
 def test_every_row_is_trained_on_once_an_epoch(make_trial) -> None:
     trial = make_trial()
     seen: list[int] = []

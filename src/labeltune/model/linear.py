@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from labeltune.model.agreement import agree
+
 STEP = 32
 """Rows are filled up to a multiple of this."""
 ROWS = 96
 """Fewer than this are MKL's: filling up and preparing would cost what is won."""
 WEIGHTS = 2**15
 """So are layers with fewer weights."""
-CLOSE = 1e-5
-"""The largest difference of values, relative to the largest value."""
 
 
 class FrozenLinear(nn.Linear):
@@ -91,17 +91,8 @@ def _of(stock: nn.Linear) -> FrozenLinear:
 
 def _agrees(stock: nn.Linear) -> bool:
     """Whether ours gives the stock layer's values and gradients."""
-    noise = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS + 1, stock.in_features, generator=noise).requires_grad_()
-    weights = torch.randn(ROWS + 1, stock.out_features, generator=noise)
-    found = []
-    try:
-        for layer in (stock, _of(stock)):
-            y = layer(x)
-            found.append((y.detach(), *torch.autograd.grad((y * weights).sum(), x)))
-    except (RuntimeError, AttributeError):  # a torch whose oneDNN has another face, or none
-        return False
-    return all((a - b).abs().max() <= CLOSE * a.abs().max() for a, b in zip(*found, strict=True))
+    rows = torch.randn(ROWS + 1, stock.in_features, generator=torch.Generator().manual_seed(0))
+    return agree(stock, _of(stock), [rows])
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,9 +1,8 @@
 """Company and Sight, layer by layer, on the model as it is loaded: what it may not do, it is caught doing.
 
-*Company*: a document's outputs are the same alone and among others. *Sight*: an earlier token feels a change of the
-last one in exactly the layers whose mask is removed (any earlier token: where attention is sharp, some look elsewhere).
-Every layer is judged by itself: where two passes are compared, each layer is given the inputs it had in the first, so a
-fault is found where it is made.
+*Company*: a document's outputs are the same alone and among others. *Sight*: where the mask stays, no token feels a
+change of the last one; where it is removed, the farthest does. Every layer is judged by itself: where two passes are
+compared, each layer is given the inputs it had in the first, so a fault is found where it is made.
 
 The stream of the first pass, L layers, T tokens a document: a stranger, L copies of the probe (copy l has its last
 token turned around at the input of layer l), and the probe left in peace. The second pass holds the probe alone; the
@@ -37,7 +36,8 @@ class Report:
     """What was measured, as max|a - b| / max|b| in one layer.
 
     company: the largest difference between the probe in company and alone, bounded by `bound` of that layer.
-    still: the largest change before the last token where the mask stays; moved: the smallest where it is removed.
+    still: the largest change before the last token where the mask stays; moved: the smallest at token 0 where it is
+        removed; None without.
     bound: the smallest of the layers' bounds.
     """
 
@@ -87,11 +87,12 @@ class _Scene:
         self._first_input(company.entered[0][calm], alone.entered[0])
         companies, changes, bounds = [], [], []
         for layer in range(self.backbone.layers):
-            out, scale = company.left[layer], _largest(company.left[layer][calm][:-1])
+            out, scale = company.left[layer], _largest(company.left[layer][calm][0])
             yardstick = _largest(joined.left[layer][self.stranger] - out[calm][0]) / scale
             bound = EXACT if self.exact else yardstick / 10
             companies.append(_largest(out[calm] - alone.left[layer]) / _largest(alone.left[layer]))
-            changes.append(_largest(out[self._copy(layer)][:-1] - out[calm][:-1]) / scale)
+            earlier = slice(1) if self.unmask[layer] else slice(-1)
+            changes.append(_largest((out[self._copy(layer)] - out[calm])[earlier]) / scale)
             bounds.append(bound)
             felt = yardstick / 10 if self.exact else max(yardstick / 100, 2 * companies[-1])
             self._judge_layer(layer, companies[-1], changes[-1], bound, min(bound, felt))
