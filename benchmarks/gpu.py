@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import statistics
 import sys
 import time
@@ -333,8 +334,12 @@ def utilisation(bench: Bench, shape: str, checkpointing: bool) -> dict[str, Any]
     flops = BUDGETS[shape] * (passes * linear + square) / spent
     measured = next((each["flops"] for each in bench.facts["found"] if each["question"] == "GEMM peak"), None)
     sheet = bench.facts["datasheet_flops"]
+    alone = products(bench, body, BUDGETS[shape], passes // 2)
     return {
         "checkpointing": checkpointing,
+        "step_ms": 1e3 * spent,
+        "products_ms": 1e3 * alone,
+        "kernels_ms": kernels(bench, step),
         "tokens_per_second": BUDGETS[shape] / spent,
         "flops": flops,
         "of_datasheet": flops / sheet if sheet else None,
@@ -342,6 +347,35 @@ def utilisation(bench: Bench, shape: str, checkpointing: bool) -> dict[str, Any]
         "seconds_to_first_step": first,
         "peak_gib": bench.peak_gib(),
     }
+
+
+def products(bench: Bench, body: LlamaModel, tokens: int, passes: int) -> float:
+    """Seconds of a step's large products alone, on random data: every layer's matrices, so many times."""
+    sizes = [p.shape for p in body.layers[0].parameters() if p.ndim == 2]
+    weights = [torch.randn(size, device=bench.device, dtype=bench.dtype) for size in sizes]
+    rows = {size[1]: torch.randn(tokens, size[1], device=bench.device, dtype=bench.dtype) for size in sizes}
+
+    def layers() -> None:
+        for _ in range(passes * len(body.layers)):
+            for weight in weights:
+                rows[weight.shape[1]] @ weight.T
+
+    layers()
+    return statistics.median(bench.seconds(layers, 1) for _ in range(3))
+
+
+def kernels(bench: Bench, step: Step, most: int = 40) -> dict[str, float]:
+    """Milliseconds of a step's kernels by name, the longest first."""
+    if not bench.cuda:
+        return {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        bench.seconds(step, 1)
+    spent: dict[str, float] = {}
+    for each in seen.events():
+        if each.device_type == torch.autograd.DeviceType.CUDA:
+            name = each.name[:160]
+            spent[name] = spent.get(name, 0.0) + each.device_time / 1e3
+    return dict(sorted(spent.items(), key=lambda pair: -pair[1])[:most])
 
 
 def memory(
@@ -386,6 +420,10 @@ def _quantised(bench: Bench, shape: str, bits: int) -> LlamaModel:
     return body
 
 
+LONG = ("question", "shape", "kernels_ms")
+"""What the table shows otherwise, or leaves to the JSON file."""
+
+
 def markdown(facts: dict[str, Any]) -> str:
     """A table of whatever was found."""
     lines = [f"# {facts['device']}, torch {facts['torch']}", ""]
@@ -393,7 +431,7 @@ def markdown(facts: dict[str, Any]) -> str:
         lines += [f"Datasheet: {facts['datasheet_flops'] / 1e12:.0f} dense bf16 TFLOP/s.", ""]
     lines += ["| question | shape | found |", "|---|---|---|"]
     for each in facts["found"]:
-        found = ", ".join(_shown(name, value) for name, value in each.items() if name not in ("question", "shape"))
+        found = ", ".join(_shown(name, value) for name, value in each.items() if name not in LONG)
         lines.append(f"| {each['question']} | {each['shape']} | {found} |")
     return "\n".join(lines) + "\n"
 
@@ -412,6 +450,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="path without suffix; .md and .json are written")
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--minutes", type=float, default=9, help="no question is begun later")
+    parser.add_argument("--only", nargs="*", default=[], help="the first word of the questions to ask (speed, MFU …)")
     parser.add_argument("--toy", action="store_true", help="toy shapes on a CPU")
     parser.add_argument("--no-recording", action="store_true", help="labeltune without recorded passes")
     arguments = parser.parse_args(words)
@@ -424,7 +463,8 @@ def main(words: Sequence[str] | None = None) -> None:
     bench.ask("GEMM peak", "", lambda: gemm(bench))
     for shape in sorted(shapes, key=lambda each: each != "7B"):
         for question, answer in questions(bench, shape):
-            bench.ask(question, shape, answer)
+            if not arguments.only or re.match(r"\w+", question)[0] in arguments.only:
+                bench.ask(question, shape, answer)
 
 
 def questions(bench: Bench, shape: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
