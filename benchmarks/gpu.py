@@ -398,19 +398,25 @@ def _plain(bench: Bench, shape: str) -> LlamaModel:
 
 def _quantised(bench: Bench, shape: str, bits: int) -> LlamaModel:
     """Random weights in 4 or 8 bits, made layer by layer, so that the whole never stands in 16."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 
     with torch.device("meta"):
         body = LlamaModel(configuration(shape))
     for name, module in list(body.named_modules()):
         if isinstance(module, nn.Linear):
             sizes = (module.in_features, module.out_features)
+            numbers = torch.randn(*reversed(sizes), device=bench.device, dtype=torch.bfloat16).mul_(0.02).cpu()
+            with torch.device("meta"):
+                if bits == 4:
+                    made = Linear4bit(*sizes, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+                else:
+                    made = Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
             if bits == 4:
-                made = Linear4bit(*sizes, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+                made.weight = Params4bit(numbers, requires_grad=False, quant_type="nf4", module=made)
             else:
-                made = Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
+                made.weight = Int8Params(numbers, requires_grad=False, has_fp16_weights=False)
             parent, _, child = name.rpartition(".")
-            setattr(body.get_submodule(parent), child, made.to(torch.bfloat16).to(bench.device))
+            setattr(body.get_submodule(parent), child, made.to(bench.device))
     for module in body.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:

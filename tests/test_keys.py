@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
-from labeltune.keys import Key, generator, keep_mask, keep_masks, kept, numbers_of, permutation
+from labeltune.keys import Key, generator, hashes_of, keep_mask, keep_masks, kept, numbers_of, permutation
 
 KEY = Key.of(7)
 ROW, INDEX = (t.flatten() for t in torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"))
@@ -142,7 +142,7 @@ def test_the_formula_for_a_compiler_draws_the_same_masks(slices, features, far) 
     bounds = [0, *np.cumsum(sizes).tolist()]
     row, index = ROW[: bounds[-1]] + far, INDEX[: bounds[-1]]
     numbers, limits = torch.tensor(numbers_of(keys, rates)).repeat_interleave(torch.tensor(sizes), dim=1)
-    mask = kept(numbers, limits, row, index, features)
+    mask = kept(hashes_of(numbers, row, index), limits, features)
     assert torch.equal(mask, keep_masks(keys, rates, bounds, row, index, features))
 
 

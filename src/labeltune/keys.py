@@ -87,19 +87,25 @@ def numbers_of(keys: Sequence[Key | None], rates: Sequence[float]) -> tuple[list
     return values, [_threshold(rate if key else 0.0) for key, rate in zip(keys, rates, strict=True)]
 
 
-def kept(
-    numbers: torch.Tensor, limits: torch.Tensor, row: torch.Tensor, index: torch.Tensor, features: int
-) -> torch.Tensor:
-    """The mask of `keep_masks`, (N, features), written for a compiler: one formula for each value, nothing in place.
+def hashes_of(numbers: torch.Tensor, row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Two int32 hashes of each token, (2, N), which depend on every bit of key, row and token; for `kept`.
 
-    numbers, limits, row, index: int64 (N); the first two from `numbers_of`, spread over the tokens.
+    numbers, row, index: int64 (N); the first from `numbers_of`, spread over the tokens. Written for a compiler.
     """
     x = row * _signed(_ROW, 64) + index * _signed(_TOKEN, 64) + numbers
     for shift, factor in zip((30, 27), _MIX64, strict=True):
         x = _shifted(x, shift, 64) * _signed(factor, 64)
     x = _shifted(x, 31, 64)
-    first, second = x.to(torch.int32).unsqueeze(1), (x >> 32).to(torch.int32).unsqueeze(1)
-    feature = torch.arange(features, dtype=torch.int32, device=row.device)
+    return torch.stack([x.to(torch.int32), (x >> 32).to(torch.int32)])
+
+
+def kept(hashes: torch.Tensor, limits: torch.Tensor, features: int) -> torch.Tensor:
+    """The mask of `keep_masks`, (N, features), written for a compiler: one formula for each value, nothing in place.
+
+    hashes: int32 (2, N) from `hashes_of`. limits: (N), from `numbers_of`, spread over the tokens.
+    """
+    first, second = hashes.unsqueeze(2)
+    feature = torch.arange(features, dtype=torch.int32, device=hashes.device)
     word = first ^ ((feature >> 1) + 1) * _signed(_MIX32[2], 32)
     word = _shifted(word * _signed(_MIX32[0], 32), 15, 32) + second
     for factor in _MIX32[1:]:

@@ -231,7 +231,6 @@ def test_the_numbers_of_a_pass_draw_what_its_keys_draw(documents) -> None:
     dropout.use(layout, dropout.table(layout))
     for name in ("first", "third"):
         x = torch.randn(18, 7)
-        numbers, limits = dropout._numbers(layout, torch.device("cpu"))[name]
-        drawn = _drop(x, numbers, limits, layout.token_row, layout.token_index)
+        drawn = _drop(x, *dropout._numbers(layout, torch.device("cpu"))[name])
         assert torch.equal(drawn, dropout(x, name, layout)) and not torch.equal(drawn, x)
     assert dropout(x, "other", layout) is x

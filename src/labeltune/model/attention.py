@@ -39,7 +39,9 @@ LAYOUT = "labeltune_layout"
 SHORT = 256
 """Longest document, in tokens, for which 16-bit training on a CPU computes its attention in fp32."""
 
-_WITNESSES: ContextVar[list[tuple[nn.Module, bool]] | None] = ContextVar("labeltune_witnesses", default=None)
+Witness = tuple[nn.Module, dict[str, Any]]
+"""A module that called the function, and what it told it of its scores."""
+_WITNESSES: ContextVar[list[Witness] | None] = ContextVar("labeltune_witnesses", default=None)
 
 
 class LayoutMissing(RuntimeError):
@@ -84,7 +86,8 @@ def attend(
     """The function transformers calls: (1, H, N, C) queries and (1, G, N, C) keys and values give (1, N, H, C)."""
     witnesses = _WITNESSES.get()
     if witnesses is not None:
-        witnesses.append((module, labeltune_layout is not None))
+        told = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        witnesses.append((module, {name: value for name, value in told.items() if value is not None}))
     if labeltune_layout is None:
         raise LayoutMissing("labeltune's attention was called without a layout: call the model through Backbone")
     if attention_mask is not None or position_bias is not None or query.shape[0] != 1:
@@ -125,9 +128,9 @@ def register() -> None:
 
 
 @contextmanager
-def witnessed() -> Iterator[list[tuple[nn.Module, bool]]]:
-    """Collect the modules that call the function inside the block, and whether the layout reached each."""
-    witnesses: list[tuple[nn.Module, bool]] = []
+def witnessed() -> Iterator[list[Witness]]:
+    """Collect the modules that call the function inside the block, and what each tells it."""
+    witnesses: list[Witness] = []
     token = _WITNESSES.set(witnesses)
     try:
         yield witnesses

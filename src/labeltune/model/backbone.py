@@ -32,6 +32,7 @@ from labeltune.model.layout import Layout, Slot, equal_lengths, plain_layout
 from labeltune.model.linear import freeze_linears, onednn_pays
 from labeltune.model.norm import freeze_norms
 from labeltune.model.ranges import parse_layers
+from labeltune.model.rotary import rotate_once
 from labeltune.model.settings import ModelConfig
 from labeltune.schema import Batch
 
@@ -169,6 +170,13 @@ class Backbone(nn.Module):
         """The hash of the checkpoint's safetensors files; None for a model that was built in memory."""
         folder = folder_of(self.source, self.revision)
         return weights_sha256(folder) if folder is not None else None
+
+    def rotate_once(self) -> int:
+        """Let attention rotate in one step where ours gives what the model's own does (`rotary`); in how many layers.
+
+        Not where the weights are placed by others: a layer by itself cannot be tried there.
+        """
+        return rotate_once(self.model, self._probe) if self.packed else 0
 
     # How a batch runs
 
@@ -349,6 +357,8 @@ def load(
     backbone = Backbone(model, depth=config.depth, source=name, trainable=trainable, place=place)
     onednn = config.matmul == "onednn" or (config.matmul == "auto" and onednn_pays())
     recording = config.recording != "off" and place is None
+    if place is None:
+        backbone.rotate_once()
     return _prepare(backbone, checkpointing, recording=recording, onednn=onednn and place is None)
 
 
@@ -364,6 +374,7 @@ def wrap(
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
     backbone = Backbone(body, depth=depth, source=source, trainable=trainable)
+    backbone.rotate_once()
     return _prepare(backbone, checkpointing, onednn=onednn_pays())
 
 

@@ -10,20 +10,17 @@ Shapes: N tokens, K slices, F features.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from subprocess import SubprocessError
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labeltune.keys import keep_masks, kept, numbers_of
+from labeltune.keys import hashes_of, keep_masks, kept, numbers_of
+from labeltune.model.fused import Fused
 from labeltune.model.layout import Layout
 from labeltune.transfer import sent
-
-logger = logging.getLogger(__name__)
 
 AHEAD = 2**20
 """Values for which masks are drawn at once on a CPU: their hashes stay in its cache."""
@@ -47,8 +44,7 @@ class Dropout:
         if not any(rates):
             return x_NF
         if x_NF.is_cuda:
-            numbers_N, limits_N = self._numbers(layout, x_NF.device)[name]
-            out: Tensor = _Drop.apply(x_NF, numbers_N, limits_N, layout.token_row, layout.token_index)  # type: ignore[no-untyped-call]  # as torch has it
+            out: Tensor = _Drop.apply(x_NF, *self._numbers(layout, x_NF.device)[name])  # type: ignore[no-untyped-call]  # as torch has it
             return out
         return torch.where(self._mask(name, layout, x_NF.shape[1]), x_NF, 0.0)
 
@@ -86,10 +82,12 @@ class Dropout:
     def use(self, layout: Layout, table: Tensor) -> None:
         """Draw from these numbers in the passes of this layout; table: on the device."""
         spread = torch.repeat_interleave(table[:-1], table[-1], dim=1, output_size=layout.slice_tokens[-1])
-        self._drawn = layout, {name: (spread[2 * n], spread[2 * n + 1]) for n, name in enumerate(self.rates)}
+        hashing = hashed if table.is_cuda else hashes_of
+        hashes, limits = hashing(spread[::2], layout.token_row, layout.token_index), spread[1::2].to(torch.int32)
+        self._drawn = layout, {name: (hashes[:, n], limits[n]) for n, name in enumerate(self.rates)}
 
     def _numbers(self, layout: Layout, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each tensor the key's number and the limit of every token (N), made once for a pass in one transfer."""
+        """For each tensor the hashes (2, N) and limits (N) of the tokens, made once for a pass in one transfer."""
         if self._drawn is None or self._drawn[0] is not layout:
             self.use(layout, sent(self.table(layout), device))
         assert self._drawn is not None
@@ -100,45 +98,18 @@ class _Drop(torch.autograd.Function):
     """The same function forwards and backwards, of nothing but addresses: no mask is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, numbers: Tensor, limits: Tensor, row: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(numbers, limits, row, index)
-        return fused(x, numbers, limits, row, index)
+    def forward(ctx: Any, x: Tensor, hashes: Tensor, limits: Tensor) -> Tensor:
+        ctx.save_for_backward(hashes, limits)
+        return fused(x, hashes, limits)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return fused(gradient.contiguous(), *ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return fused(gradient.contiguous(), *ctx.saved_tensors), None, None
 
 
-def _drop(x_NF: Tensor, numbers_N: Tensor, limits_N: Tensor, row_N: Tensor, index_N: Tensor) -> Tensor:
+def _drop(x_NF: Tensor, hashes: Tensor, limits_N: Tensor) -> Tensor:
     """Step by step what the kernel does at once."""
-    return torch.where(kept(numbers_N, limits_N, row_N, index_N, x_NF.shape[1]), x_NF, 0.0)
+    return torch.where(kept(hashes, limits_N, x_NF.shape[1]), x_NF, 0.0)
 
 
-class Fused:
-    """A function of tensors that torch.compile makes one kernel of; step by step where it cannot, which is logged."""
-
-    def __init__(self, plain: Callable[..., Tensor]) -> None:
-        self.plain = plain
-        self._kernel: Callable[..., Tensor] | None = None
-
-    def __call__(self, *tensors: Tensor) -> Tensor:
-        """The function's value."""
-        if self._kernel is None:
-            self._kernel = self._compiled(tensors)
-        return self._kernel(*(tensor.data for tensor in tensors))  # views would be compiled anew for each base
-
-    def _compiled(self, tensors: Sequence[Tensor]) -> Callable[..., Tensor]:
-        kernel: Callable[..., Tensor] = torch.compile(self.plain, dynamic=True)
-        try:
-            same = torch.equal(kernel(*(tensor.data for tensor in tensors)), self.plain(*tensors))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, OSError, ImportError, SubprocessError) as error:  # no compiler, no headers, no Triton …
-            logger.warning("no fused dropout, training is slower: torch.compile failed (%s)", str(error).split("\n")[0])
-            return self.plain
-        if not same:
-            logger.warning("no fused dropout, training is slower: the compiled kernel draws other masks")
-        return kernel if same else self.plain
-
-
-fused = Fused(_drop)
+fused, hashed = Fused(_drop, "dropout"), Fused(hashes_of, "dropout's addresses")

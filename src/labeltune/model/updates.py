@@ -146,9 +146,19 @@ class _Update:
                 hint="take it out of lora.targets",
             )
         reading = self.source.read(args[0], layout)
+        if self.stackable and len(reading.sizes) == 1 and output.is_cuda and output.ndim == 3:
+            return self.added(output, reading)
         if self.stackable and len(set(reading.sizes)) == 1 < len(reading.sizes) and y_NO.device.type != "cpu":
             return self.stacked(reading.x_NI, y_NO, reading.scales).view_as(output)
         return self.looped(module, y_NO, reading).view_as(output)
+
+    def added(self, output: torch.Tensor, reading: _Reading) -> torch.Tensor:
+        """One slice, into the layer's own output (1, N, O), which nobody else has seen: no copy of it is made."""
+        (adapter,) = self.adapters
+        assert adapter is not None
+        b_OR = adapter.pair(self.name)[1].to(output.dtype)
+        thin = reading.thin(0, self.name).unsqueeze(0)
+        return output.baddbmm_(thin, b_OR.T.unsqueeze(0), alpha=reading.scales[0])
 
     def looped(self, module: nn.Module, y_NO: torch.Tensor, reading: _Reading) -> torch.Tensor:
         """Each slice by itself; slices without an adapter stay as they are."""
