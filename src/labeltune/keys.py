@@ -111,7 +111,8 @@ def kept(hashes: torch.Tensor, limits: torch.Tensor, features: int) -> torch.Ten
     for factor in _MIX32[1:]:
         word = _shifted(word * _signed(factor, 32), 16, 32)
     half = (word >> (feature & 1) * 16).to(torch.int16)
-    return half >= limits.unsqueeze(1)
+    keep: torch.Tensor = half >= limits.unsqueeze(1)
+    return keep
 
 
 def _shifted(x: torch.Tensor, shift: int, bits: int) -> torch.Tensor:

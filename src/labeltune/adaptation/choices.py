@@ -53,7 +53,7 @@ def settle(config: Adaptation, causal: Causal) -> Adaptation:
 def default_lr(hidden: int, *, fresh: bool, adapter: bool) -> float:
     """Peak learning rate of AdamW where none is set: of a fresh model, of an adapter, or of all weights."""
     if fresh:
-        return 1 / hidden
+        return 0.5 / hidden
     return 2e-4 * (REFERENCE / hidden) ** 0.5 if adapter else 2e-5 * REFERENCE / hidden
 
 

@@ -36,7 +36,7 @@ class AdaptConfig(Settings):
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Training tokens in all, instead of epochs."""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of AdamW [hidden size H: 2e-5 · 4096 / H, adapter 2e-4 · (4096 / H)^½, fresh model 1 / H]."""
+    """Peak learning rate of AdamW [hidden size H: 2e-5 · 4096 / H, adapter 2e-4 · (4096 / H)^½, fresh model 1 / 2H]."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of Muon [2 · lr]."""
     optimiser: Annotated[str, one_of(OPTIMISERS)] | None = None

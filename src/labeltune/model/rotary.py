@@ -29,7 +29,7 @@ Words = dict[str, Any]
 class RotaryAttention(nn.Module):
     """The attention of llama and its many children. told: what the stock module tells its attention function."""
 
-    def __init__(self, stock: nn.Module, head_size: int, told: Mapping[str, object]) -> None:
+    def __init__(self, stock: nn.Module, head_size: int, told: Mapping[str, Any]) -> None:
         super().__init__()
         for name, child in stock.named_children():
             self.add_module(name, child)
@@ -49,16 +49,14 @@ class RotaryAttention(nn.Module):
         """(1, N, H) to (1, N, H). position_embeddings: cosines and sines, (1, N, C) each."""
         if past_key_values is not None:
             raise attention.LayoutMissing("labeltune's attention keeps no cache: call the model through Backbone")
-        q, k, v = (
-            layer(hidden_states).unflatten(-1, (-1, self.head_size))
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        project: Iterator[Tensor] = (self.get_submodule(name)(hidden_states) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (each.unflatten(-1, (-1, self.head_size)) for each in project)
         if self.normed:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.get_submodule("q_norm")(q), self.get_submodule("k_norm")(k)
         q, k = rotated(q, *position_embeddings), rotated(k, *position_embeddings)
-        heads = (each.transpose(1, 2) for each in (q, k, v))
-        out, _ = attention.attend(self, *heads, attention_mask, **self.told, **words)
-        return self.o_proj(out.flatten(-2)), None
+        words = {**self.told, **words}
+        seen = attention.attend(self, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attention_mask, **words)
+        return self.get_submodule("o_proj")(seen[0].flatten(-2)), None
 
 
 # The rotation
