@@ -100,14 +100,14 @@ def _backwards(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _one_forwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Written for a compiler: one formula, in fp32, rounded once."""
+    """Written for a compiler: in fp32, each half rounded once, before they meet, or a kernel would write them in fp32."""
     (a, b), (cos_a, cos_b), (sin_a, sin_b) = _halves(x, cos, sin)
-    return torch.cat([a * cos_a - b * sin_a, b * cos_b + a * sin_b], -1).to(x.dtype)
+    return torch.cat([(a * cos_a - b * sin_a).to(x.dtype), (b * cos_b + a * sin_b).to(x.dtype)], -1)
 
 
 def _one_backwards(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     (a, b), (cos_a, cos_b), (sin_a, sin_b) = _halves(gradient, cos, sin)
-    return torch.cat([a * cos_a + b * sin_b, b * cos_b - a * sin_a], -1).to(gradient.dtype)
+    return torch.cat([(a * cos_a + b * sin_b).to(gradient.dtype), (b * cos_b - a * sin_a).to(gradient.dtype)], -1)
 
 
 def _halves(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[tuple[Tensor, ...], ...]:
