@@ -100,7 +100,7 @@ def _backwards(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _one_forwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Written for a compiler: in fp32, each half rounded once, before they meet, or a kernel would write them in fp32."""
+    """Written for a compiler: in fp32, each half rounded once before they meet, or a kernel would write fp32."""
     (a, b), (cos_a, cos_b), (sin_a, sin_b) = _halves(x, cos, sin)
     return torch.cat([(a * cos_a - b * sin_a).to(x.dtype), (b * cos_b + a * sin_b).to(x.dtype)], -1)
 
