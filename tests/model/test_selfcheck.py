@@ -105,6 +105,15 @@ def test_positions_that_run_on_through_the_stream_are_caught(tiny_model):
         check(backbone, CAUSAL)
 
 
+@pytest.mark.parametrize("family", ["llama", "modernbert"])
+def test_heads_that_look_at_one_token_alone_are_sound(family, tiny_model):
+    backbone = wrap(tiny_model(family))
+    for name, module in backbone.linear_modules().items():
+        if name.endswith(("q_proj", "Wqkv")):
+            module.weight.data[:32] *= 1e4  # the weights of all tokens but one round to nothing
+    assert check(backbone, ALL).moved > 1e-3
+
+
 def test_a_model_of_nan_fails(tiny_model):
     backbone = wrap(tiny_model("llama"))
     backbone.blocks[3].mlp.down_proj.weight.data.fill_(float("nan"))

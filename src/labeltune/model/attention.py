@@ -42,6 +42,7 @@ SHORT = 256
 Witness = tuple[nn.Module, dict[str, Any]]
 """A module that called the function, and what it told it of its scores."""
 _WITNESSES: ContextVar[list[Witness] | None] = ContextVar("labeltune_witnesses", default=None)
+_EVEN: ContextVar[bool] = ContextVar("labeltune_even", default=False)
 
 
 class LayoutMissing(RuntimeError):
@@ -95,6 +96,8 @@ def attend(
     if dropout:
         raise RuntimeError(f"attention dropout is {dropout}, and a frozen backbone has none: use backbone.load or wrap")
     query, key, value = _narrowed(query, key, value)
+    if _EVEN.get():
+        query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
@@ -136,6 +139,19 @@ def witnessed() -> Iterator[list[Witness]]:
         yield witnesses
     finally:
         _WITNESSES.reset(token)
+
+
+@contextmanager
+def evened() -> Iterator[None]:
+    """Inside the block every token that may be seen is seen: queries and keys have length 1, weights are nearly even.
+
+    For who asks who *may* see whom; a trained head may give a token it sees a weight that rounds to nothing.
+    """
+    token = _EVEN.set(True)
+    try:
+        yield
+    finally:
+        _EVEN.reset(token)
 
 
 def _runs(query: Tensor, key: Tensor, value: Tensor, rule: Rule, layout: Layout, layer: int) -> Tensor:

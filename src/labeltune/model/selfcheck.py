@@ -2,7 +2,8 @@
 
 *Company*: a document's outputs are the same alone and among others. *Sight*: where the mask stays, no token feels a
 change of the last one; where it is removed, the farthest does. Every layer is judged by itself: where two passes are
-compared, each layer is given the inputs it had in the first, so a fault is found where it is made.
+compared, each layer is given the inputs it had in the first, so a fault is found where it is made. Attention is evened
+meanwhile: what a layer may see is asked, and not how much its heads make of it.
 
 The stream of the first pass, L layers, T tokens a document: a stranger, L copies of the probe (copy l has its last
 token turned around at the input of layer l), and the probe left in peace. The second pass holds the probe alone; the
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from labeltune.errors import ModelError
 from labeltune.model.anatomy import first_tensor
+from labeltune.model.attention import evened
 from labeltune.model.backbone import Backbone
 from labeltune.model.layout import plain_layout
 
@@ -152,7 +154,7 @@ class _Scene:
 
     def _run(self, chosen: Tensor, lengths: tuple[int, ...], stage: Stage) -> _Trace:
         device = self.backbone.device
-        with _staged(self.backbone, stage) as trace:
+        with _staged(self.backbone, stage) as trace, evened():
             layout = plain_layout(lengths, self.unmask, device)
             self.backbone(self.ids[chosen].to(device), self.places[chosen].to(device), layout)
         return trace
