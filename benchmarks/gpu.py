@@ -283,12 +283,17 @@ def launches(bench: Bench, model: LabelModel, step: Step, steps: int = 4) -> dic
         model.backbone.records = records
         step()
         spent = bench.seconds(step, steps) / steps
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-            bench.seconds(step, 1)
-        kernels = [each for each in seen.events() if each.device_type == torch.autograd.DeviceType.CUDA]
-        busy = sum(each.device_time for each in kernels) / 1e3
-        found[way] = {"step_ms": 1e3 * spent, "kernels_ms": busy, "kernels": len(kernels)}
+        ran = profiled(bench, step)
+        found[way] = {"step_ms": 1e3 * spent, "kernels_ms": sum(ms for _, ms in ran), "kernels": len(ran)}
     return found
+
+
+def profiled(bench: Bench, step: Step) -> list[tuple[str, float]]:
+    """The kernels of one step, by name, with milliseconds."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        bench.seconds(step, 1)
+    ran = [each for each in seen.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+    return [(each.name, each.device_time / 1e3) for each in ran]
 
 
 def sweeping(bench: Bench, shape: str, members: int = 12, repeats: int = 2, steps: int = 6) -> dict[str, Any]:
@@ -366,15 +371,9 @@ def products(bench: Bench, body: LlamaModel, tokens: int, passes: int) -> float:
 
 def kernels(bench: Bench, step: Step, most: int = 40) -> dict[str, float]:
     """Milliseconds of a step's kernels by name, the longest first."""
-    if not bench.cuda:
-        return {}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        bench.seconds(step, 1)
     spent: dict[str, float] = {}
-    for each in seen.events():
-        if each.device_type == torch.autograd.DeviceType.CUDA:
-            name = each.name[:160]
-            spent[name] = spent.get(name, 0.0) + each.device_time / 1e3
+    for name, milliseconds in profiled(bench, step) if bench.cuda else ():
+        spent[name[:160]] = spent.get(name[:160], 0.0) + milliseconds
     return dict(sorted(spent.items(), key=lambda pair: -pair[1])[:most])
 
 

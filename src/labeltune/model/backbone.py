@@ -171,13 +171,6 @@ class Backbone(nn.Module):
         folder = folder_of(self.source, self.revision)
         return weights_sha256(folder) if folder is not None else None
 
-    def rotate_once(self) -> int:
-        """Let attention rotate in one step where ours gives what the model's own does (`rotary`); in how many layers.
-
-        Not where the weights are placed by others: a layer by itself cannot be tried there.
-        """
-        return rotate_once(self.model, self._probe) if self.packed else 0
-
     # How a batch runs
 
     def _pass(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
@@ -356,10 +349,9 @@ def load(
         model = read_body(name, config, stock, device, mapped=place is not None)
     backbone = Backbone(model, depth=config.depth, source=name, trainable=trainable, place=place)
     onednn = config.matmul == "onednn" or (config.matmul == "auto" and onednn_pays())
-    recording = config.recording != "off" and place is None
-    if place is None:
-        backbone.rotate_once()
-    return _prepare(backbone, checkpointing, recording=recording, onednn=onednn and place is None)
+    return _prepare(
+        backbone, checkpointing, recording=config.recording != "off", onednn=onednn, placed=place is not None
+    )
 
 
 def wrap(
@@ -374,7 +366,6 @@ def wrap(
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
     backbone = Backbone(body, depth=depth, source=source, trainable=trainable)
-    backbone.rotate_once()
     return _prepare(backbone, checkpointing, onednn=onednn_pays())
 
 
@@ -386,13 +377,20 @@ def _free(model: PreTrainedModel, trainable: bool) -> None:
         freeze_norms(model)
 
 
-def _prepare(backbone: Backbone, checkpointing: bool, *, recording: bool = True, onednn: bool = False) -> Backbone:
-    """Switch checkpointing, recording and oneDNN on where asked, and where they can hold the pass."""
-    backbone.onednn = onednn and freeze_linears(backbone.model)
+def _prepare(
+    backbone: Backbone, checkpointing: bool, *, recording: bool = True, onednn: bool = False, placed: bool = False
+) -> Backbone:
+    """Switch on what makes a pass fast, where it is asked for and can hold it, and checkpointing.
+
+    placed: others put the weights where they compute; then no layer can be tried by itself, and none is replaced.
+    """
+    if backbone.packed and not placed:
+        rotate_once(backbone.model, backbone._probe)
+    backbone.onednn = onednn and not placed and freeze_linears(backbone.model)
     half = backbone.dtype in (torch.float16, torch.bfloat16)  # in 32 bits each length of document is a call of its own
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
     plain = backbone.packed and half and frozen and not checkpointing
-    backbone.records = recording and plain and backbone.device.type == "cuda"
+    backbone.records = recording and not placed and plain and backbone.device.type == "cuda"
     if checkpointing:
         _checkpoint(backbone)
     return backbone

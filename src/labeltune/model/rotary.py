@@ -83,35 +83,39 @@ class _Rotation(torch.autograd.Function):
 
 
 def _forwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """In three steps and with the stock code's roundings."""
-    out = x * cos.unsqueeze(2)
-    (a, b), (to_a, to_b), (sin_a, sin_b) = x.chunk(2, -1), out.chunk(2, -1), sin.unsqueeze(2).chunk(2, -1)
-    to_a.addcmul_(b, sin_a, value=-1)
-    to_b.addcmul_(a, sin_b)
-    return out
+    sin_a, sin_b = sin.chunk(2, -1)
+    return _steps(x, cos, -sin_a, sin_b)
 
 
 def _backwards(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = gradient * cos.unsqueeze(2)
-    (a, b), (to_a, to_b), (sin_a, sin_b) = gradient.chunk(2, -1), out.chunk(2, -1), sin.unsqueeze(2).chunk(2, -1)
-    to_a.addcmul_(b, sin_b)
-    to_b.addcmul_(a, sin_a, value=-1)
+    sin_a, sin_b = sin.chunk(2, -1)
+    return _steps(gradient, cos, sin_b, -sin_a)
+
+
+def _steps(x: Tensor, cos: Tensor, of_b: Tensor, of_a: Tensor) -> Tensor:
+    """The halves (a, b) of each head to (a cos + b of_b, b cos + a of_a); of_b, of_a: (1, N, C / 2)."""
+    out = x * cos.unsqueeze(2)
+    (a, b), (to_a, to_b) = x.chunk(2, -1), out.chunk(2, -1)
+    to_a.addcmul_(b, of_b.unsqueeze(2))
+    to_b.addcmul_(a, of_a.unsqueeze(2))
     return out
 
 
 def _one_forwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Written for a compiler: in fp32, each half rounded once before they meet, or a kernel would write fp32."""
-    (a, b), (cos_a, cos_b), (sin_a, sin_b) = _halves(x, cos, sin)
-    return torch.cat([(a * cos_a - b * sin_a).to(x.dtype), (b * cos_b + a * sin_b).to(x.dtype)], -1)
+    sin_a, sin_b = sin.chunk(2, -1)
+    return _formula(x, cos, -sin_a, sin_b)
 
 
 def _one_backwards(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    (a, b), (cos_a, cos_b), (sin_a, sin_b) = _halves(gradient, cos, sin)
-    return torch.cat([(a * cos_a + b * sin_b).to(gradient.dtype), (b * cos_b - a * sin_a).to(gradient.dtype)], -1)
+    sin_a, sin_b = sin.chunk(2, -1)
+    return _formula(gradient, cos, sin_b, -sin_a)
 
 
-def _halves(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    return tuple(each.float().chunk(2, -1) for each in (x, cos.unsqueeze(2), sin.unsqueeze(2)))
+def _formula(x: Tensor, cos: Tensor, of_b: Tensor, of_a: Tensor) -> Tensor:
+    """`_steps` for a compiler: in fp32, each half rounded once before they meet, or a kernel would write fp32."""
+    (a, b), (cos_a, cos_b) = x.float().chunk(2, -1), cos.float().unsqueeze(2).chunk(2, -1)
+    to_a, to_b = a * cos_a + b * of_b.float().unsqueeze(2), b * cos_b + a * of_a.float().unsqueeze(2)
+    return torch.cat([to_a.to(x.dtype), to_b.to(x.dtype)], -1)
 
 
 _fused_forwards, _fused_backwards = Fused(_one_forwards, "rotation", close), Fused(_one_backwards, "rotation", close)
