@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from study_bench import DATA, RATES, Axes, Bench, Found, by_seed, interval, mean_sd, scores_on_test
+from study_bench import DATA, RATES, SETS, Axes, Bench, Found, by_seed, interval, mean_sd, scores_on, scores_on_test
 from study_plots import draw
 from transformers import (
     AutoModel,
@@ -37,21 +37,30 @@ from transformers import (
 import labeltune
 from labeltune.model.checkpoints import resolve
 from labeltune.model.settings import ModelConfig
+from labeltune.training.schedule import scheduled
+from labeltune.training.settings import TrainConfig
 
 SEEDS = (1, 2, 3, 4, 5)
 ADAPT_TOKENS = {"clm": 150_000, "mntp": 3_000_000}
 SCRATCH_TOKENS, SCRATCH_RATES = 20_000_000, (2e-3, 4e-3, 8e-3)
+PASSES = {
+    ("ag_news", 100): (5, 20),
+    ("entities", 100): (5, 20, 70),
+    ("wnut17", 1000): (5, 8),
+    ("intents", 857): (5, 10),
+}
+"""By data set and training rows, the numbers of passes that stand beside the default."""
 LOOKS = {"before": "before", "after": "heldout"}
 
 
 def meaning(bench: Bench) -> Iterator[Found]:
     """Do the bundled weights carry meaning? The same shape at random, another small model, and words counted.
 
-    The learning rate is the best of five on dev, for each model and data set; then three seeds.
+    The learning rate is the one that dev prefers, for each model and data set; then three seeds.
     """
-    sets, models = ("sst2", "ag_news", "wnut17", "intents", "entities"), ("mini", "random", "tiny")
-    found = bench.each(_trained, [(set_, model) for set_ in sets for model in models])
-    for set_ in sets:
+    models = [name for name in ("mini", "random", "tiny") if bench.models[name]]
+    found = bench.each(_trained, [(set_, model) for set_ in bench.sets for model in models])
+    for set_ in bench.sets:
         line: Found = {"data": DATA[set_].title, "metric": DATA[set_].metric, "words": bench.baseline(set_)}
         for model in models:
             rate, scores = found[set_, model]
@@ -118,6 +127,23 @@ def defaults(bench: Bench) -> Iterator[Found]:
 def _rates(bench: Bench, cell: tuple[str, str]) -> list[Found]:
     set_, model = cell
     return bench.sweep(f"meaning/{set_}-{model}/rates", set_, model, {"train.lr": RATES}, (0,), test=False)
+
+
+def passes(bench: Bench) -> Iterator[Found]:
+    """How often should few rows be read? No setting is given but the number of passes; two seeds.
+
+    The last line of each data set is the default.
+    """
+    for (set_, rows), some in PASSES.items():
+        stem = f"passes/{set_}-{rows}"
+        found = bench.sweep(stem, set_, "mini", {"train.epochs": some}, SEEDS[:2], rows=rows)
+        found += bench.sweep(f"{stem}-default", set_, "mini", {}, SEEDS[:2], rows=rows)
+        usual = scheduled(TrainConfig(), rows, tokens=0).epochs
+        for number in (*some, None):
+            own = [row for row in found if row.get("train.epochs") == (None if number is None else f"{number:.1f}")]
+            line: Found = {"data": DATA[set_].title, "rows": rows, "passes": number or usual}
+            line |= {split: mean_sd(scores_on(split, own, set_)) for split in ("dev", "test")}
+            yield line | {"metric": DATA[set_].metric}
 
 
 def head_and_alpha(bench: Bench) -> Iterator[Found]:
@@ -303,6 +329,7 @@ STUDIES: dict[str, Callable[[Bench], Iterator[Found]]] = {
     for study in (
         meaning,
         defaults,
+        passes,
         unmasked_pretraining,
         domain_pretraining,
         head_and_alpha,
@@ -368,13 +395,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--tiny", help="another small backbone")
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="data sets of `meaning`")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     options = parser.parse_args(words)
     if options.verb == "report":
         report(options.work, options.out, options.hardware)
         return
     options.work.mkdir(parents=True, exist_ok=True)
     models = {"mini": "mini", "random": random_model(options.work), "tiny": options.tiny}
-    bench = Bench(options.data, options.work, options.rows, models, options.processes, options.corpus)
+    where = (options.data, options.work, options.rows, models)
+    bench = Bench(*where, options.processes, options.corpus, options.rates, options.sets)
     for name in options.only:
         lines = []
         for line in STUDIES[name](bench):

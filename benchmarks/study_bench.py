@@ -26,6 +26,7 @@ from labeltune.demo import COLUMNS, demo_file
 from labeltune.tasks import TASKS
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SETS = ("sst2", "ag_news", "wnut17", "intents", "entities")
 DEV, TEST = 200, 400
 Axes = Mapping[str, Sequence[Any]]
 Found = dict[str, Any]
@@ -133,9 +134,11 @@ class Bench:
     data: Path
     work: Path
     rows: int
-    models: Mapping[str, str]
+    models: Mapping[str, str | None]
     processes: int = 1
     corpus: Path | None = None
+    rates: Sequence[float] = RATES
+    sets: Sequence[str] = SETS
 
     def each(self, work: Callable[..., Any], cells: Sequence[Any]) -> dict[Any, Any]:
         """The values of independent cells, in processes side by side."""
@@ -158,7 +161,7 @@ class Bench:
         folder = self.work / name
         if not (folder / "sweep.json").exists():
             known = DATA[set_]
-            settings = {"model.name": self.models.get(model, model), "train.threads": 1}
+            settings = {"model.name": self.models.get(model) or model, "train.threads": 1}
             settings |= files(set_, self.data, self.work, rows or self.rows)
             settings |= {key.replace("__", "."): value for key, value in own.items()}
             words = {"task": known.task, **_nested(settings)}
@@ -180,9 +183,10 @@ class Bench:
             path.write_text("\n\n".join(row.text for row in rows) + "\n", "utf-8")
         return path
 
-    def best_rate(self, name: str, set_: str, model: str, rates: Sequence[float] = RATES, **own: Any) -> float:
+    def best_rate(self, name: str, set_: str, model: str, rates: Sequence[float] = (), **own: Any) -> float:
         """The learning rate that dev prefers, of one seed each."""
-        found = self.sweep(f"{name}/rates", set_, model, {"train.lr": rates}, (0,), test=False, **own)
+        axes = {"train.lr": rates or self.rates}
+        found = self.sweep(f"{name}/rates", set_, model, axes, (0,), test=False, **own)
         return float(max(found, key=lambda row: float(row[f"dev_{DATA[set_].metric}"]))["train.lr"])
 
     def loaded(self, set_: str, rows: int | None = None) -> Loaded:
@@ -225,7 +229,12 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 def scores_on_test(found: Sequence[Found], set_: str, **where: Any) -> list[float]:
     """Test scores of the trials with these values (`train.lr="0.01"`), by seed."""
     chosen = [row for row in found if all(row[key] == str(value) for key, value in where.items())]
-    return [float(row[f"test_{DATA[set_].metric}"]) for row in by_seed(chosen)]
+    return scores_on("test", chosen, set_)
+
+
+def scores_on(split: str, found: Sequence[Found], set_: str) -> list[float]:
+    """Scores of trials, by seed."""
+    return [float(row[f"{split}_{DATA[set_].metric}"]) for row in by_seed(found)]
 
 
 def by_seed(found: Sequence[Found]) -> list[Found]:

@@ -23,7 +23,7 @@ def rows_of(text: str) -> list[dict[str, object]]:
 
 def real(*words: object, text: str = "") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "labeltune.cli", *map(str, words)]
+    command = [sys.executable, "-m", "labeltune", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     return subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
 

@@ -91,7 +91,7 @@ def test_a_grid_is_the_product_of_its_axes_and_a_sweep_the_union_of_its_grids() 
 
 
 def test_equal_settings_are_one_point_however_they_are_written() -> None:
-    assert len(points({"lora.rank": [32, 16]}, [{"train.epochs": [5]}])) == 2  # both are defaults
+    assert len(points({"lora.rank": [32, 16]}, [{"train.batch_rows": [16]}])) == 2  # both are defaults
 
 
 def test_conditions_keep_what_agrees_with_them() -> None:

@@ -97,7 +97,7 @@ The backbone's weights have the SHA-256 `{{ model.weights_sha256 or "unknown" }}
 ## Settings
 
 `config.toml` holds every setting; `labeltune train {{ folder }}/config.toml --out NEW` repeats the training. \
-Learning rate {{ settings.train.lr }}, {{ settings.train.epochs }} epochs, {{ batch }} per step, \
+Learning rate {{ settings.train.lr }}, {{ length }}, {{ batch }} per step, \
 seed {{ settings.train.seed }}.
 
 ## Versions
@@ -138,6 +138,7 @@ def render(run: Run) -> str:
         metrics=numbers,
         by_part={split: _parts(figures[split]["parts"], numbers) for split in splits if "parts" in figures[split]},
         batch=f"{config.train.batch_tokens} tokens" if config.train.batch_tokens else f"{config.train.batch_rows} rows",
+        length=f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs:g} epochs",
         train=figures.get("train", {}),
         select=config.train.select,
         openings=[f"{line['purpose']}, {line['time']}" for line in Ledger(run.folder).lines()],

@@ -51,6 +51,7 @@ from labeltune.tasks import Calibration, Loss
 from labeltune.training.checkpoint import load_state, save_state
 from labeltune.training.distributed import ALONE, World, held, shard
 from labeltune.training.meter import Meter
+from labeltune.training.schedule import scheduled
 from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -124,6 +125,7 @@ def prepare(
     if warning := untested(backbone.device):
         listen(Said(f"warning: {warning}"))
     rows = bench.encoded(loaded.train, assembly)
+    assembly = replace(assembly, config=_of_length(assembly.config, rows))
     dev_rows, dev_store = bench.examples(loaded.dev), bench.encoded(loaded.dev, assembly)
     cut = {"train": lost(task, loaded.train, rows), "dev": lost(task, dev_rows, dev_store)}
     for sentence in _unreadable(dev_store, assembly):
@@ -136,6 +138,12 @@ def prepare(
     if config.train.init is not None and fresh:
         listen(Said(start_from(assembly, Path(config.train.init))))
     return Job(folder, loaded, assembly, trial, labeller, (dev_rows, dev_store), Meter(), cut["train"], world)
+
+
+def _of_length(config: Config, rows: Store) -> Config:
+    """With the number of passes settled, for so many rows."""
+    train = scheduled(config.train, len(rows), int(rows.lengths.sum()))
+    return config.model_copy(update={"train": train})
 
 
 def _divider(config: Config, world: World) -> Place | None:

@@ -29,6 +29,8 @@ from labeltune.keys import Key
 from labeltune.ledger import Ledger
 from labeltune.memory import Memory, gibibytes, reckon, shape_of, trained_parameters
 from labeltune.training.meter import peak_memory
+from labeltune.training.schedule import scheduled
+from labeltune.training.settings import TrainConfig
 from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS, Group
 from labeltune.training.trainer import Plan as Order
 from labeltune.training.trainer import train as steps
@@ -46,13 +48,19 @@ class Measured:
     peak_memory_gib: float
 
     def seconds(self, config: Config, tokens: Mapping[str, Tokens]) -> float:
-        """Training, an evaluation after each epoch, and the final one with its calibration."""
+        """Training, the evaluations on the way, and the final one with its calibration."""
         train, dev = tokens["train"].total, tokens["dev"].total
-        passes = config.train.epochs
-        if config.train.steps is not None:
-            passes = config.train.steps * config.train.batch_rows / tokens["train"].rows
-        rounds = max(1, int(passes)) + 2
-        return train * passes / self.train_tokens_per_second + dev * rounds / self.dev_tokens_per_second
+        passes, rounds = passes_and_looks(config.train, tokens["train"])
+        return train * passes / self.train_tokens_per_second + dev * (rounds + 2) / self.dev_tokens_per_second
+
+
+def passes_and_looks(config: TrainConfig, tokens: Tokens) -> tuple[float, int]:
+    """How often a training reads its rows, and how often it looks at dev meanwhile."""
+    config = scheduled(config, tokens.rows, tokens.total)
+    steps = tokens.total / config.batch_tokens if config.batch_tokens else tokens.rows / config.batch_rows
+    passes = config.steps / steps if config.steps is not None else config.epochs or 0.0
+    looks = passes * steps / config.eval_every if isinstance(config.eval_every, int) else passes
+    return passes, max(1, int(looks))
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ def plan(
         raise SettingsError("a plan needs a model", at="model.name", hint="--model mini, say")
     asked = asked.model_copy(update={"data": asked.data.model_copy(update={"test": None})})
     seen = inspect(data if given[0] is not None else None, dev=dev if given[1] is not None else None, config=asked)
-    asked = with_settings(asked, {"task": seen.task})
+    train = scheduled(asked.train, seen.tokens["train"].rows, seen.tokens["train"].total)
+    asked = with_settings(asked, {"task": seen.task}).model_copy(update={"train": train})
     shape = shape_of(asked)
     trained = trained_parameters(asked, shape, len(seen.labels.get("train", {})) or 1)
     share = _share(asked, processes)

@@ -16,7 +16,8 @@ from labeltune.data.datasets import Loaded, load
 from labeltune.errors import SettingsError
 from labeltune.losses import LOSSES
 from labeltune.tasks import Task
-from labeltune.training.settings import LR
+from labeltune.training.schedule import scheduled
+from labeltune.training.settings import LR, TrainConfig
 
 MAIN: Mapping[str, str] = {
     "data": "train dev test columns text label tokens tags spans group label_names label_order template normal_form "
@@ -77,7 +78,7 @@ def _flat(tree: Mapping[str, Any]) -> Values:
 def _lines(values: Values, loaded: Loaded, task: Task) -> Iterator[str]:
     yield from _head(str(values["data.train"]))
     meanings = {name: meaning for name, _, _, meaning in describe()}
-    open_choices = _open_choices(task)
+    open_choices = _open_choices(task) | _length(values, len(loaded.train))
     yield from _setting("task", values["task"], meanings["task"])
     for section, shown in MAIN.items():
         yield from ("", f"[{section}]")
@@ -145,6 +146,13 @@ def _open_choices(task: Task) -> Values:
     takes = signature(LOSSES[task.losses[None]]).parameters
     weighted = {"head.class_weights": "balanced"} if "class_weights" in takes else {}
     return examples | _flat(config) | settled | own | weighted
+
+
+def _length(values: Values, rows: int) -> Values:
+    """How long so many rows are trained on, by rows a step."""
+    given = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("train.")}
+    train = scheduled(TrainConfig(**given), rows, tokens=0)
+    return {"train.epochs": train.epochs, "train.eval_every": train.eval_every}
 
 
 def _setting(key: str, value: object, meaning: str, comment: str = "") -> Iterator[str]:

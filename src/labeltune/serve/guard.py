@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -133,7 +133,7 @@ class _Visit:
         self._path, self._send = scope["path"], send
         length = dict(scope["headers"]).get(b"content-length", b"")
         self._size = int(length) if length.isdigit() else math.inf
-        self.start, self.id = time.perf_counter(), uuid.uuid4().hex[:12]
+        self.start, self.id = time.perf_counter(), f"{random.getrandbits(48):012x}"
         self.status = 500  # what it is when the application raises before it replies
 
     async def send(self, message: Message) -> None:

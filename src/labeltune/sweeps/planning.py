@@ -20,7 +20,7 @@ from labeltune.inspection import Inspection, inspect
 from labeltune.job import prepare
 from labeltune.ledger import Ledger
 from labeltune.memory import Memory, Shape, gibibytes, reckon, shape_of, trained_parameters
-from labeltune.planning import Measured, look, pass_limit, pass_tokens
+from labeltune.planning import Measured, look, pass_limit, pass_tokens, passes_and_looks
 from labeltune.sweeps.axes import grids_of
 from labeltune.sweeps.pack import that_fit
 from labeltune.sweeps.rounds import fixed_points, refuse_impossible
@@ -89,7 +89,7 @@ def plan_sweep(
     specs = specs_of(points, base, config)
     look_at = _Look(limit, config, measure, listen)
     sides = tuple(map(look_at.side, _by_backbone(specs)))
-    epochs = sum(spec.config.train.epochs * _share(config, spec.config) for spec in specs)
+    epochs = sum(passes * _share(config, passes) for passes in map(look_at.passes, specs))
     seconds = sum(side.seconds or 0.0 for side in sides) if measure else None
     if seconds is not None and config.budget.minutes is not None:
         seconds = min(seconds, 60 * config.budget.minutes)
@@ -111,14 +111,13 @@ def _by_backbone(specs: Sequence[Spec]) -> list[list[Spec]]:
     return list(together.values())
 
 
-def _share(sweep: SweepConfig, config: Config) -> float:
+def _share(sweep: SweepConfig, whole: float) -> float:
     """The mean share of its epochs that a training gets to, where the worse ones end at rungs."""
     if sweep.halving is None:
         return 1.0
     alive, before, epochs = 1.0, 0.0, 0.0
     for rung in sorted(sweep.halving.rungs):
         epochs, alive, before = epochs + alive * (rung - before), alive / sweep.halving.factor, float(rung)
-    whole = config.train.epochs
     return min(1.0, (epochs + alive * max(0.0, whole - before)) / whole)
 
 
@@ -152,11 +151,15 @@ class _Look:
         data = config.data.model_copy(update={"test": None, "fold": None})
         return self._seen(Config(task=config.task, data=data, model=config.model).model_dump_json(exclude_unset=True))
 
+    def passes(self, spec: Spec) -> float:
+        """The epochs of a training that nothing ends before."""
+        return passes_and_looks(spec.config.train, self.seen(spec.config).tokens["train"])[0]
+
     def _part(self, spec: Spec) -> float:
         """Of the seconds that all rows would take: what pruning, folds and a held-out test split leave."""
         folds, test = self._sweep.folds, spec.config.data.test
         rows = 1.0 - (test if isinstance(test, float) else 0.0) - (1 / folds if folds else 0.0)
-        return _share(self._sweep, spec.config) * rows
+        return _share(self._sweep, self.passes(spec)) * rows
 
     def _memory(self, configs: Sequence[Config]) -> Memory:
         """One backbone, and what each of those side by side adds to it."""

@@ -204,6 +204,9 @@ def allowed(base: Config, sweep: SweepConfig) -> int | None:
     budget, epochs = sweep.budget, base.train.epochs
     found = [] if budget.trials is None else [budget.trials]
     if budget.epochs is not None:
+        if epochs is None:
+            message = "the budget counts epochs, and the trainings do not say how many they take"
+            raise SettingsError(message, at="sweep.budget", hint="set train.epochs, or count trials or minutes")
         found.append(max(1, int(budget.epochs / (epochs * repeats(sweep)))))
     return min(found) if found else None
 

@@ -32,8 +32,8 @@ class TrainConfig(Settings):
     """Peak learning rate [2e-4 · 4096 / hidden size, at most 1e-2; full fine-tuning: a tenth of it]."""
     head_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of the head [= lr]."""
-    epochs: Annotated[float, Field(gt=0)] = 5
-    """Passes over the training rows."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows [5; where rows are few, as many as make 1,000 steps]."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps, instead of epochs."""
     batch_rows: Annotated[int, Field(ge=1)] = 16
@@ -54,8 +54,8 @@ class TrainConfig(Settings):
     """Largest gradient norm of a step; 0 leaves gradients as they are."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of every random value."""
-    eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
-    """Evaluate on dev after each epoch, or every so many steps."""
+    eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] | None = None
+    """Evaluate on dev after each `epoch`, or every so many steps [epoch; 20 times where few rows set the epochs]."""
     select: str | None = None
     """The dev metric that chooses the weights [the task's]."""
     patience: Annotated[int, Field(ge=1)] | None = None

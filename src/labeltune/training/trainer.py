@@ -46,7 +46,9 @@ class Plan:
     def __init__(self, lengths: np.ndarray, config: TrainConfig, key: Key) -> None:
         self._lengths, self._config, self._key = lengths, config, key
         self.epoch_steps = lru_cache(maxsize=2)(self._epoch_steps)
-        self.total = config.steps if config.steps is not None else self._steps_of_epochs(config.epochs)
+        if config.steps is None and config.epochs is None:
+            raise ValueError("the length of a training is settled before it begins (`schedule.scheduled`)")
+        self.total = config.steps or self._steps_of_epochs(config.epochs or 0)
 
     def _epoch_steps(self, epoch: int) -> list[list[int]]:
         order = permutation(self._key.fold("order", epoch), len(self._lengths))
@@ -165,7 +167,8 @@ class Trial:
     def evaluation_due(self, epoch_ends: bool) -> bool:
         """Whether dev is evaluated after the step just done."""
         every = self.config.eval_every
-        return (epoch_ends if every == "epoch" else self.step % int(every) == 0) or self.step >= self.plan.total
+        due = self.step % every == 0 if isinstance(every, int) else epoch_ends
+        return due or self.step >= self.plan.total
 
     def judge(self, metrics: Mapping[str, float], epoch: int) -> bool:
         """Keep a copy of the weights if `metrics` are the best so far; count evaluations without a better one.
