@@ -38,6 +38,15 @@ def test_what_is_done_ends_with_0(typed, words: list[str]) -> None:
     assert typed(*words).code == 0
 
 
+def test_the_version_is_the_package_s(typed) -> None:
+    assert typed("--version").out == f"labeltune {labeltune.__version__}\n"
+
+
+def test_an_unknown_section_names_those_that_there_are(typed) -> None:
+    found = typed("settings", "foo")
+    assert found.code == 1 and "adapt" in found.err and "recipe" not in found.err
+
+
 @pytest.mark.parametrize(
     "words",
     [["trian"], ["train", "x.jsonl"], ["predict"], ["evaluate", "run"], ["train", "x", "--out", "y", "--lr", "3"]],

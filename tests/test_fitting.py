@@ -220,6 +220,15 @@ def test_another_task_trains_and_reloads_exactly(fit, small: Path, task: str) ->
     assert evaluate(run.folder, rows[:9]).metrics == run.metrics["dev"]
 
 
+@pytest.mark.parametrize(("scale", "said"), [(1.0, 0), (1e5, 1)])
+def test_numbers_that_a_head_does_not_reach_are_said(fit, small: Path, scale: float, said: int) -> None:
+    texts = [row["text"] for row in rows_of(small / "moods-train.jsonl")]
+    rows = [{"text": text, "label": scale * (number % 3)} for number, text in enumerate(texts)]
+    heard: list[str] = []
+    fit(data=rows, dev=rows[:9], task="regression", listen=lambda fact: heard.append(getattr(fact, "text", "")))
+    assert sum("the numbers to learn lie around" in text for text in heard) == said
+
+
 def test_a_trained_model_has_learned_what_a_word_tells(fit, small: Path) -> None:
     run = fit(settings={"train.epochs": 12, "train.lr": 3e-2, "model.pooling": "max", "model.unmask": "all"})
     assert run.metrics["dev"]["accuracy"] >= 0.9

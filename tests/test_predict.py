@@ -45,15 +45,29 @@ def test_a_row_is_answered_alike_alone_among_others_and_in_a_file(
         assert line["text"] == row["text"] and line["input_label"] == row["label"]
 
 
-@pytest.mark.parametrize("form", ["dicts", "frame rows", "generator of dicts"])
+@pytest.mark.parametrize("form", ["dicts", "frame", "frame rows", "generator of dicts"])
 def test_rows_may_be_dictionaries(moods: Predictor, small: Path, form: str) -> None:
     rows = rows_of(small / "moods-test.jsonl")
     given = {
         "dicts": rows,
+        "frame": pd.DataFrame(rows),
         "frame rows": pd.DataFrame(rows).to_dict("records"),
         "generator of dicts": (r for r in rows),
     }[form]
     assert [a.label for a in moods.predict(given)] == [a.label for a in moods.predict([r["text"] for r in rows])]
+
+
+def test_one_row_alone_is_a_list_of_one(moods: Predictor, small: Path) -> None:
+    row = rows_of(small / "moods-test.jsonl")[0]
+    (answer,) = moods.predict([row])
+    assert moods.predict(row) == moods.predict(row["text"]) == list(moods.stream(row["text"])) == [answer]
+
+
+def test_another_file_s_id_is_no_label(finished: Path, small: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"n{number}", "text": row["text"]} for number, row in enumerate(rows_of(small / "moods-test.jsonl"))]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"new\.jsonl: there is no column 'label'"):
+        evaluate(finished, tmp_path / "new.jsonl")
 
 
 def test_nothing_gives_nothing(moods: Predictor) -> None:

@@ -8,6 +8,7 @@ The names below are the public face; each is imported when first used, so `impor
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("labeltune")
     if name not in _HOMES:
         raise AttributeError(f"module 'labeltune' has no attribute {name!r}")
     value = getattr(import_module(f"labeltune.{_HOMES[name]}"), name)

@@ -46,6 +46,24 @@ app = typer.Typer(
 )
 out, err = Console(), Console(stderr=True)
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"labeltune {version('labeltune')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def labeltune(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn any open decoder LLM into a classifier or a tagger."""
+
+
 Out = Annotated[Path, typer.Option("--out", help="Folder that the run is written to.")]
 Model = Annotated[str | None, typer.Option("--model", help="Backbone: a hub id, a local folder, or `mini`.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Any setting: section.name=value (repeatable).")]
@@ -496,12 +514,16 @@ def settings(
 ) -> None:
     """Every setting: name, type, default, meaning."""
     from labeltune.adaptation.settings import Adaptation
-    from labeltune.config import describe
+    from labeltune.config import Config, describe
+    from labeltune.errors import SettingsError
     from labeltune.serve.settings import Serving
     from labeltune.settings import Settings
     from labeltune.sweeps.settings import SweepFile
 
     others: dict[str, type[Settings]] = {"adapt": Adaptation, "serve": Serving, "sweep": SweepFile}
+    sections = [name for name in Config.model_fields if name not in ("task", "recipe")]
+    if section is not None and section not in (*sections, *others):
+        raise SettingsError("there is no such section", at=section, hint="known: " + ", ".join([*sections, *others]))
     rows = describe(section) if section not in others else []
     for name, root in others.items():
         rows += describe(name, root) if section in (None, name) else []

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ from labeltune.training.schedule import scheduled
 from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
 
 CHECKPOINT = "checkpoint.safetensors"
+FAR = 10.0
+"""Root mean square of a regression's numbers from which it is said that they should be scaled."""
 FAILURES = {
     "diverged": (
         "the loss is no longer finite after step {:,}",
@@ -128,7 +131,7 @@ def prepare(
     assembly = replace(assembly, config=_of_length(assembly.config, rows))
     dev_rows, dev_store = bench.examples(loaded.dev), bench.encoded(loaded.dev, assembly)
     cut = {"train": lost(task, loaded.train, rows), "dev": lost(task, dev_rows, dev_store)}
-    for sentence in _unreadable(dev_store, assembly):
+    for sentence in chain(_unreadable(dev_store, assembly), _far_from_zero(rows)):
         listen(Said(sentence))
     for name, counts in cut.items():
         for sentence in caveats({"lost": counts}):
@@ -178,6 +181,17 @@ def _unreadable(dev: Store, assembly: Assembly) -> Iterator[str]:
     if rows:
         of = f"{rows:,} of {len(dev):,} dev rows"
         yield f"warning: {of} hold text that the tokenizer has no token for; the model cannot read it"
+
+
+def _far_from_zero(rows: Store) -> Iterator[str]:
+    """Whether the numbers to learn are such as a head that begins near zero does not get to."""
+    numbers = rows.labels
+    if numbers.ndim == 1 and np.issubdtype(numbers.dtype, np.floating):
+        middle, spread = float(np.nanmean(numbers)), float(np.nanstd(numbers))
+        if math.hypot(middle, spread) > FAR:
+            told = f"the numbers to learn lie around {middle:,.4g} with a standard deviation of {spread:,.4g}"
+            way_out = "subtract the one and divide by the other"
+            yield f"warning: {told}; the head begins at 0 and reaches such values slowly or never: {way_out}"
 
 
 def _labeller(assembly: Assembly, world: World) -> Labeller:

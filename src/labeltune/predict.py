@@ -17,6 +17,7 @@ from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, switches, with_settings
 from labeltune.data.datasets import SAMPLE, open_dataset
 from labeltune.data.encoding import Encoder
+from labeltune.data.readers.memory import items_of
 from labeltune.data.store import Store
 from labeltune.data.streams import open_stream, passing, rows_of
 from labeltune.data.templates import parse
@@ -52,12 +53,13 @@ class Predictor:
     ) -> list[Prediction]:
         """Label texts, or rows as dictionaries with the columns of the training data; a row without a text is an error.
 
+        One text, or one dictionary, is a list of one; a DataFrame stands for its rows.
+
         A text alone stands in the only field of the run's template; where the template has several, give dictionaries.
         min_score: below it the model abstains (`label` is None). scores: give every label's probability.
         Threads may call it at once: they take turns.
         """
-        items: list[object] = [texts] if isinstance(texts, str) else list(texts)
-        return list(self.stream(items, min_score=min_score, scores=scores))
+        return list(self.stream(texts, min_score=min_score, scores=scores))
 
     async def apredict(
         self, texts: str | Iterable[object], *, min_score: float | None = None, scores: bool = False
@@ -66,13 +68,13 @@ class Predictor:
         return await asyncio.to_thread(self.predict, texts, min_score=min_score, scores=scores)
 
     def stream(
-        self, items: Iterable[object], *, min_score: float | None = None, scores: bool = False
+        self, items: str | Iterable[object], *, min_score: float | None = None, scores: bool = False
     ) -> Iterator[Prediction]:
         """One prediction per item, in order, while the items come; at most `CHUNK` of them are held in memory.
 
         Items are what `predict` takes, or examples. What the first hundred are settles the columns.
         """
-        for portion in portions(self.examples(items), self.encoder.config, CHUNK):
+        for portion in portions(self.examples(items_of(items)), self.encoder.config, CHUNK):
             yield from self.answer(portion, min_score=min_score, scores=scores)
 
     def answer(

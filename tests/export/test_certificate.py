@@ -71,6 +71,16 @@ def test_every_format_of_a_llama_is_certified(request, tmp_path: Path, to: str, 
     certified(request.getfixturevalue(kind), to, tmp_path / "x")
 
 
+@pytest.mark.slow
+def test_int8_weights_are_written_and_their_change_is_certified(finished: Path, tmp_path: Path) -> None:
+    folder = export(finished, "onnx", out=tmp_path / "x", dtype="int8").folder
+    found = json.loads((folder / "certificate.json").read_text())
+    assert found["change"]["rows"] == 8 and 0 < found["change"]["max_logit_change"] < found["change"]["max_logit"]
+    export(finished, "onnx", out=tmp_path / "whole")
+    size = lambda of: sum(path.stat().st_size for path in of.glob("model.onnx*"))  # noqa: E731
+    assert size(folder) < size(tmp_path / "whole") and all(path.is_file() for path in folder.iterdir())
+
+
 def test_a_stock_pipeline_gives_the_labels_and_scores_of_the_run(finished: Path, small: Path, tmp_path: Path) -> None:
     export(finished, "transformers", out=tmp_path / "x")
     texts = [json.loads(line)["text"] for line in (small / "moods-test.jsonl").read_text().splitlines()]

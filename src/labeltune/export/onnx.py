@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -46,9 +47,13 @@ def reasons(tuned: Tuned) -> Iterator[str]:
 
 def write(tuned: Tuned, folder: Path, dtype: str = "fp32") -> None:
     """Graph, tokenizer and facts. dtype: `fp32`, or `int8` for the weights of matrix products."""
-    trace(tuned, folder / ONNX_FILE)
     if dtype == "int8":
-        _quantise(folder)
+        with TemporaryDirectory(dir=folder) as place:  # the graph names the file of its weights
+            whole = Path(place) / ONNX_FILE
+            trace(tuned, whole)
+            _quantise(whole, folder / ONNX_FILE)
+    else:
+        trace(tuned, folder / ONNX_FILE)
     write_facts(tuned, folder, "onnx")
 
 
@@ -156,13 +161,7 @@ def _sample(tuned: Tuned) -> list[Any]:
     return rows if len(rows) > 1 else rows * 2
 
 
-def _quantise(folder: Path) -> None:
+def _quantise(whole: Path, to: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = folder / "whole.onnx"
-    for ending in ("", ".data"):
-        if (part := folder / (ONNX_FILE + ending)).exists():
-            part.rename(folder / ("whole.onnx" + ending))
-    quantize_dynamic(whole, folder / ONNX_FILE, weight_type=QuantType.QInt8)
-    for part in folder.glob("whole.onnx*"):
-        part.unlink()
+    quantize_dynamic(whole, to, weight_type=QuantType.QInt8)

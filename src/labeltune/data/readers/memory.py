@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from labeltune.data.readers.hub import open_loaded
@@ -33,6 +33,16 @@ def open_memory(data: Any, name: str, split: str | None) -> Source:
     if _is_list(data):
         return _source(name, lambda: (item_row(item, f"{name}[{index}]") for index, item in enumerate(data)))
     raise DataError(f"{type(data).__name__} holds no rows that can be read twice", at=name, hint=_WAY_OUT)
+
+
+def items_of(data: Iterable[object]) -> Iterable[object]:
+    """The items that are to be answered: a text or a dictionary alone is one, a DataFrame is its rows."""
+    if isinstance(data, str | Mapping):
+        return [data]
+    if hasattr(data, "columns") and hasattr(data, "itertuples"):
+        table: Any = data
+        return (row.fields for row in _columns({str(c): table[c] for c in table.columns}, "texts")())
+    return data
 
 
 def _source(name: str, rows: Callable[[], Iterator[Row]]) -> Source:
