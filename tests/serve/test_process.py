@@ -74,6 +74,19 @@ def labels(client: httpx.Client, run: str = "moods") -> list[Any]:
     return [one["label"] for one in reply.json()["predictions"]]
 
 
+@pytest.mark.parametrize("wait", [0.0, 1.0])
+def test_a_signal_while_runs_are_loaded_ends_the_process_with_0(runs: dict[str, Path], wait: float) -> None:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = [f"{name}={path}" for name, path in runs.items()]
+    with subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True, env=env) as popen:
+        assert popen.stderr is not None
+        port = next(json.loads(line)["port"] for line in popen.stderr if '"listening"' in line)
+        httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60)  # it answers, so it hears signals
+        time.sleep(wait)
+        popen.send_signal(signal.SIGTERM)
+        assert popen.wait(120) == 0, popen.stderr.read()
+
+
 def test_sigterm_under_load_loses_no_answer_and_exits_with_0(runs: dict[str, Path]) -> None:
     with running(runs["moods"]) as process:
         expected = labels(process.client)

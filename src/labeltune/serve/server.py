@@ -119,6 +119,7 @@ class Server:
         host, port = listener.getsockname()[:2]
         self.tell({"event": "listening", "host": host, "port": port})
         http.run(sockets=[listener])
+        loader.join(self.config.drain)  # a thread that still reads weights while Python ends brings the process down
         self.desk.close()
         self.fleet.stop()
         self.tell({"event": "stopped"})
