@@ -46,8 +46,9 @@ SCRATCH_TOKENS, SCRATCH_RATES = 20_000_000, (2e-3, 4e-3, 8e-3)
 PASSES = {
     ("ag_news", 100): (5, 20),
     ("entities", 100): (5, 20, 70),
-    ("wnut17", 1000): (5, 8),
-    ("intents", 857): (5, 10),
+    ("wnut17", 1000): (5, 8, 15),
+    ("intents", 857): (5, 10, 20),
+    ("sst2", 100): (5, 10, 20, 40),
 }
 """By data set and training rows, the numbers of passes that stand beside the default."""
 LOOKS = {"before": "before", "after": "heldout"}

@@ -514,19 +514,19 @@ def settings(
 ) -> None:
     """Every setting: name, type, default, meaning."""
     from labeltune.adaptation.settings import Adaptation
-    from labeltune.config import Config, describe
+    from labeltune.config import describe
     from labeltune.errors import SettingsError
     from labeltune.serve.settings import Serving
     from labeltune.settings import Settings
     from labeltune.sweeps.settings import SweepFile
 
     others: dict[str, type[Settings]] = {"adapt": Adaptation, "serve": Serving, "sweep": SweepFile}
-    sections = [name for name in Config.model_fields if name not in ("task", "recipe")]
-    if section is not None and section not in (*sections, *others):
-        raise SettingsError("there is no such section", at=section, hint="known: " + ", ".join([*sections, *others]))
-    rows = describe(section) if section not in others else []
+    rows = describe(section)
     for name, root in others.items():
         rows += describe(name, root) if section in (None, name) else []
+    if not rows:
+        own = dict.fromkeys(name.partition(".")[0] for name, *_ in describe() if "." in name)
+        raise SettingsError("there is no such section", at=str(section), hint="known: " + ", ".join([*own, *others]))
     if json_:
         _print_json([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows])
         return

@@ -143,7 +143,7 @@ def to_toml(config: Config) -> str:
 
 
 def describe(section: str | None = None, root: type[Settings] = Config) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, meaning) of every setting of `root`, or of one section, for `labeltune settings`."""
+    """(name, type, default, meaning) of every setting of `root`, or of a section; none where there is no such one."""
     rows = []
     for name, info in root.model_fields.items():
         kind = info.annotation
@@ -152,9 +152,6 @@ def describe(section: str | None = None, root: type[Settings] = Config) -> list[
                 rows += [_describe(f"{name}.{key}", field) for key, field in kind.model_fields.items()]
         elif section is None:
             rows.append(_describe(name, info))
-    if not rows:
-        sections = [n for n, i in Config.model_fields.items() if n != "task"]
-        raise SettingsError("there is no such section", at=str(section), hint="known: " + ", ".join(sections))
     return rows
 
 

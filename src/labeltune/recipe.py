@@ -16,7 +16,7 @@ from labeltune.data.datasets import Loaded, load
 from labeltune.errors import SettingsError
 from labeltune.losses import LOSSES
 from labeltune.tasks import Task
-from labeltune.training.schedule import scheduled
+from labeltune.training.schedule import LEAST_EPOCHS, scheduled
 from labeltune.training.settings import LR, TrainConfig
 
 MAIN: Mapping[str, str] = {
@@ -149,9 +149,12 @@ def _open_choices(task: Task) -> Values:
 
 
 def _length(values: Values, rows: int) -> Values:
-    """How long so many rows are trained on, by rows a step."""
+    """How long so many rows are trained on; with tokens a step it is not known before they are counted."""
     given = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("train.")}
-    train = scheduled(TrainConfig(**given), rows, tokens=0)
+    config = TrainConfig(**given)
+    if config.batch_tokens:
+        return {"train.epochs": LEAST_EPOCHS, "train.eval_every": "epoch"}
+    train = scheduled(config, rows, tokens=0)
     return {"train.epochs": train.epochs, "train.eval_every": train.eval_every}
 
 

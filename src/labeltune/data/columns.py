@@ -171,8 +171,9 @@ class _Search:
         if name := self._only("label", candidates, _is_label) or _single(self._called(candidates)):
             return name
         if named := self._config.label:  # of another file; what is left here by chance is no label
-            hint = f"name the column that holds it, data.label = {self.names[-1]!r}, say"
-            raise DataError(f"there is no column {named!r}", at=self._at, hint=hint)
+            listed = ", ".join(map(repr, self.names))
+            hint = "name the one that holds the label, --set data.label=NAME"
+            raise DataError(f"there is no column {named!r} among {listed}", at=self._at, hint=hint)
         used = {found.text, found.tokens, *(parse(found.template).fields if found.template else ())}
         rest = [name for name in self.names if name not in used and self._mostly(name, _is_label)]
         if len(rest) != 1:

@@ -46,9 +46,12 @@ class Plan:
     def __init__(self, lengths: np.ndarray, config: TrainConfig, key: Key) -> None:
         self._lengths, self._config, self._key = lengths, config, key
         self.epoch_steps = lru_cache(maxsize=2)(self._epoch_steps)
-        if config.steps is None and config.epochs is None:
+        if config.steps is not None:
+            self.total = config.steps
+        elif config.epochs is not None:
+            self.total = self._steps_of_epochs(config.epochs)
+        else:
             raise ValueError("the length of a training is settled before it begins (`schedule.scheduled`)")
-        self.total = config.steps or self._steps_of_epochs(config.epochs or 0)
 
     def _epoch_steps(self, epoch: int) -> list[list[int]]:
         order = permutation(self._key.fold("order", epoch), len(self._lengths))

@@ -24,8 +24,8 @@ def open_memory(data: Any, name: str, split: str | None) -> Source:
     """
     if hasattr(data, "features") or (isinstance(data, Mapping) and any(hasattr(v, "features") for v in data.values())):
         return open_loaded(data, name, split, at="data" if isinstance(data, Mapping) else name)
-    if hasattr(data, "columns") and hasattr(data, "itertuples"):
-        return _source(name, _columns({str(column): data[column] for column in data.columns}, name))
+    if _is_frame(data):
+        return _source(name, _columns(_of_frame(data), name))
     if isinstance(data, Mapping):
         return _source(name, _columns({str(column): values for column, values in data.items()}, name))
     if isinstance(data, tuple) and len(data) == 2 and all(_is_list(part) for part in data):
@@ -39,10 +39,15 @@ def items_of(data: Iterable[object]) -> Iterable[object]:
     """The items that are to be answered: a text or a dictionary alone is one, a DataFrame is its rows."""
     if isinstance(data, str | Mapping):
         return [data]
-    if hasattr(data, "columns") and hasattr(data, "itertuples"):
-        table: Any = data
-        return (row.fields for row in _columns({str(c): table[c] for c in table.columns}, "texts")())
-    return data
+    return (row.fields for row in _columns(_of_frame(data), "texts")()) if _is_frame(data) else data
+
+
+def _is_frame(data: object) -> bool:
+    return hasattr(data, "columns") and hasattr(data, "itertuples")
+
+
+def _of_frame(frame: Any) -> dict[str, Any]:
+    return {str(column): frame[column] for column in frame.columns}
 
 
 def _source(name: str, rows: Callable[[], Iterator[Row]]) -> Source:
