@@ -268,6 +268,12 @@ def test_every_line_of_a_recipe_is_a_setting_that_can_be_changed(task, tmp_path)
         make(tomllib.loads(recipe.replace(f"\n# {line}\n", f"\n{line}\n", 1)))
 
 
+@pytest.mark.parametrize(("batch", "epochs"), [({}, 500), ({"train.batch_tokens": 500}, 5)])
+def test_a_recipe_shows_how_long_its_rows_are_trained_on(tmp_path, batch, epochs):
+    recipe = draft_recipe(write_jsonl(tmp_path / "rows.jsonl", ROWS[:24]), dev=0.1, settings=batch)
+    assert f"# epochs = {epochs}\n" in recipe
+
+
 def test_recipes_show_settings_that_exist():
     known = {name for name, *_ in describe()}
     assert {f"{section}.{key}" for section, keys in MAIN.items() for key in keys.split()} <= known
