@@ -148,6 +148,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--texts", nargs="*", default=["sst2"], choices=list(TEXTS))
+    parser.add_argument("--dtypes", nargs="*", default=list(DTYPES), choices=list(DTYPES))
     arguments = parser.parse_args()
     work, data, tokenizer = (Path(getattr(arguments, name)).resolve() for name in ("work", "data", "tokenizer"))
     work.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def main() -> None:
         model = backbone(size, tokenizer, work)
         for kind in arguments.texts:
             lengths = lengths_of(kind, model, data, work)
-            for dtype in DTYPES:
+            for dtype in arguments.dtypes:
                 facts = {"size": size, "text": kind, "dtype": dtype}
                 if not cells.find(**facts):
                     cells.add({**facts, **measure(size, dtype, lengths, 32000)})

@@ -196,6 +196,20 @@ def test_gone_on_with_a_finished_sweep_says_the_same_and_another_one_is_refused(
         sweep(written(folder, SWEEP), out=swept.folder)
 
 
+@pytest.mark.parametrize("changed", ["train", "dev", "other"])
+def test_a_sweep_goes_on_with_its_own_rows_alone(folder: Path, tmp_path: Path, changed: str) -> None:
+    place = tmp_path / "data"
+    shutil.copytree(folder, place)
+    shutil.copy(place / "train.jsonl", place / "other.jsonl")
+    file = written(place, '[sweep.axes]\n"data.train" = ["train.jsonl", "other.jsonl"]\n')
+    sweep(file, out=tmp_path / "s")
+    sweep(file, out=tmp_path / "s", resume=True)
+    with (place / f"{changed}.jsonl").open("a") as rows:
+        rows.write('{"text": "the hen sang", "label": "calm"}\n')
+    with pytest.raises(RunError, match=rf"{changed}.*(not those|has changed)"):
+        sweep(file, out=tmp_path / "s", resume=True)
+
+
 def test_trials_compute_with_the_threads_that_they_record(folder: Path, tmp_path: Path) -> None:
     text = '[sweep.axes]\n"train.threads" = [1, 2]\n'
     before, used = torch.get_num_threads(), []

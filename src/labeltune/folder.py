@@ -18,7 +18,7 @@ from labeltune.errors import RunError
 from labeltune.interrupt import graceful
 from labeltune.ledger import LEDGER
 from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, state_of
-from labeltune.storage import HOLDER_NAME, LOCK_NAME, lock, told
+from labeltune.storage import HOLDER_NAME, LOCK_NAME, lock, read_json, told, write_json
 
 
 def asked_before(folder: Path, config: Config) -> Config:
@@ -122,6 +122,25 @@ def content_of(split: Dataset) -> str:
     for row in split:
         digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def keep_rows(folder: Path, loaded: Loaded, encoded: str | None = None) -> None:
+    """Write down which rows are worked on, or compare them with those that were begun with.
+
+    encoded: stands for how the training rows are read, where that is known.
+
+    Raises:
+        RunError: other rows, or rows that are read in another way.
+    """
+    splits = {name: facts_of(split, loaded.split_ids.get(name)) for name, split in parts(loaded).items()}
+    if encoded is not None:
+        splits["train"]["encoded"] = encoded
+    path = folder / SPLITS
+    if path.exists():
+        before: Any = read_json(path)
+        for name in splits.keys() | before.keys():
+            refuse_other(name, before.get(name), splits.get(name), folder)
+    write_json(path, splits)
 
 
 def refuse_other(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, folder: Path) -> None:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from labeltune.data.specials import unknown_token
 from labeltune.data.store import Store
 from labeltune.errors import SettingsError
 from labeltune.facts import Checked, Listener, Ready, Said, Scored
-from labeltune.folder import facts_of, parts, refuse_other
+from labeltune.folder import keep_rows, parts
 from labeltune.inference import Labeller, NotFinite, caveats, lost
 from labeltune.initial import start_from
 from labeltune.keys import Key
@@ -37,7 +36,6 @@ from labeltune.run import (
     CONFIG,
     LOG,
     METRICS,
-    SPLITS,
     TOKENIZER,
     WORK,
     Run,
@@ -47,7 +45,7 @@ from labeltune.run import (
     write_run,
 )
 from labeltune.schema import Example, Prediction
-from labeltune.storage import append_jsonl, atomic_folder, read_json, read_jsonl, to_json, write_atomic, write_json
+from labeltune.storage import append_jsonl, atomic_folder, read_jsonl, to_json, write_atomic, write_json
 from labeltune.tasks import Calibration, Loss
 from labeltune.training.checkpoint import load_state, save_state
 from labeltune.training.distributed import ALONE, World, held, shard
@@ -56,8 +54,6 @@ from labeltune.training.schedule import scheduled
 from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
 
 CHECKPOINT = "checkpoint.safetensors"
-FAR = 10.0
-"""Root mean square of a regression's numbers from which it is said that they should be scaled."""
 FAILURES = {
     "diverged": (
         "the loss is no longer finite after step {:,}",
@@ -119,6 +115,7 @@ def prepare(
     config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
     task = task_of(config)
     labels = task.label_set(loaded.train, config.data)
+    config = config.model_copy(update={"head": task.in_units(config.head, loaded.train)})
     backbone = bench.backbone(config, None if whole else config.model.depth, _divider(config, world))
     if world.sharded:
         count = f"{held(backbone.model):,} parameters in this one"
@@ -131,7 +128,7 @@ def prepare(
     assembly = replace(assembly, config=_of_length(assembly.config, rows))
     dev_rows, dev_store = bench.examples(loaded.dev), bench.encoded(loaded.dev, assembly)
     cut = {"train": lost(task, loaded.train, rows), "dev": lost(task, dev_rows, dev_store)}
-    for sentence in chain(_unreadable(dev_store, assembly), _far_from_zero(rows)):
+    for sentence in _unreadable(dev_store, assembly):
         listen(Said(sentence))
     for name, counts in cut.items():
         for sentence in caveats({"lost": counts}):
@@ -181,17 +178,6 @@ def _unreadable(dev: Store, assembly: Assembly) -> Iterator[str]:
     if rows:
         of = f"{rows:,} of {len(dev):,} dev rows"
         yield f"warning: {of} hold text that the tokenizer has no token for; the model cannot read it"
-
-
-def _far_from_zero(rows: Store) -> Iterator[str]:
-    """Whether the numbers to learn are such as a head that begins near zero does not get to."""
-    numbers = rows.labels
-    if numbers.ndim == 1 and np.issubdtype(numbers.dtype, np.floating):
-        middle, spread = float(np.nanmean(numbers)), float(np.nanstd(numbers))
-        if math.hypot(middle, spread) > FAR:
-            told = f"the numbers to learn lie around {middle:,.4g} with a standard deviation of {spread:,.4g}"
-            way_out = "subtract the one and divide by the other"
-            yield f"warning: {told}; the head begins at 0 and reaches such values slowly or never: {way_out}"
 
 
 def _labeller(assembly: Assembly, world: World) -> Labeller:
@@ -251,14 +237,7 @@ def label_counts(rows: Store, width: int) -> np.ndarray:
 
 def _settle_folder(job: Job) -> None:
     """Write the settled settings and the splits, or compare them with those of the training that goes on."""
-    splits = {name: facts_of(split, job.loaded.split_ids.get(name)) for name, split in parts(job.loaded).items()}
-    splits["train"]["encoded"] = encoding_key(job.loaded.train, job.assembly)
-    path = job.folder / SPLITS
-    if path.exists():
-        before: Any = read_json(path)
-        for name in splits.keys() | before.keys():
-            refuse_other(name, before.get(name), splits.get(name), job.folder)
-    write_json(path, splits)
+    keep_rows(job.folder, job.loaded, encoding_key(job.loaded.train, job.assembly))
     write_atomic(job.folder / CONFIG, to_toml(job.assembly.config))
 
 

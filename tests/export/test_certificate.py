@@ -16,6 +16,7 @@ from labeltune.errors import DataError, RunError, SettingsError
 from labeltune.export.certificate import ParityError, compare
 from labeltune.export.exporting import export
 from labeltune.export.padded import feed
+from labeltune.export.predictor import load as graph
 from labeltune.export.tuned import Answers, NotExpressible
 
 QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
@@ -131,6 +132,36 @@ def test_what_stock_classes_refuse_our_graph_expresses(settings, small, tiny_fol
         export(run, "transformers", out=tmp_path / "no")
     certified(run, "onnx", tmp_path / "onnx")
     assert not (tmp_path / "no").exists()
+
+
+def numbers(small: Path, model: Path, out: Path, **settings: float) -> Path:
+    """A run whose numbers lie around 1,000."""
+    lines = [json.loads(line) for line in (small / "moods-train.jsonl").read_text().splitlines()]
+    rows = [{"text": line["text"], "label": 1000 + 50 * len(line["label"])} for line in lines]
+    folder = out.parent / "numbers"
+    folder.mkdir()
+    for name, part in (("train", rows[8:]), ("dev", rows[:8])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    data, dev = folder / "train.jsonl", folder / "dev.jsonl"
+    train(data, dev=dev, model=str(model), out=out, task="regression", settings=QUICK | given)
+    return out
+
+
+@pytest.mark.parametrize("to", ["transformers", "peft"])
+def test_numbers_leave_in_their_own_unit(small: Path, tiny_folder: Path, tmp_path: Path, to: str) -> None:
+    certified(numbers(small, tiny_folder, tmp_path / "run", head__mean=0.0), to, tmp_path / "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_mean_is_a_bias_of_our_graph_and_none_of_stock_classes(small, tiny_folder, tmp_path: Path, to: str) -> None:
+    run = numbers(small, tiny_folder, tmp_path / "run")
+    with pytest.raises(NotExpressible, match=r"head.mean=0"):
+        export(run, "transformers", out=tmp_path / "no")
+    certified(run, to, tmp_path / "x")
+    answers = load(run).predict(["the hen sang"]), graph(tmp_path / "x").predict(["the hen sang"])
+    assert answers[0][0].value == pytest.approx(answers[1][0].value, rel=1e-4) and answers[0][0].value > 500
 
 
 def test_a_dev_file_that_changed_is_refused(finished: Path, small: Path, tmp_path: Path) -> None:

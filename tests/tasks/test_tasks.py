@@ -216,6 +216,22 @@ def test_what_is_no_number_is_named(value):
         settled("regression", examples("regression", [value]))
 
 
+@pytest.mark.parametrize(("given", "mean", "std"), [({}, 2, 1), ({"mean": 0.0}, 0, 1), ({"mean": 1, "std": 5}, 1, 5)])
+def test_the_unit_of_numbers_is_that_of_the_training_rows(given, mean, std):
+    found = TASKS["regression"].in_units(HeadConfig(**given), examples("regression", [1.0, 3.0]))
+    assert (found.mean, found.std) == (mean, std)
+
+
+def test_equal_numbers_have_a_unit_too():
+    assert TASKS["regression"].in_units(HeadConfig(), examples("regression", [7.0, 7.0])).std == 1
+
+
+@pytest.mark.parametrize("name", [name for name in GOLD if name != "regression"])
+def test_labels_have_no_unit(name):
+    with pytest.raises(SettingsError, match=f"head.std: {name} learns no numbers"):
+        TASKS[name].in_units(HeadConfig(std=2.0), examples(name))
+
+
 def test_regression_does_not_abstain():
     rows = examples("regression")
     with pytest.raises(SettingsError, match="min-score"):

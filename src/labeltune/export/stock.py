@@ -102,6 +102,8 @@ def _head_reasons(tuned: Tuned) -> Iterator[str]:
             yield 'the family\'s own head for texts has more than one layer: train with head.kind = "stock"'
         elif not tuned.units and tuned.config.head.bias:
             yield "its head for texts has no bias, and the run's has one (head.bias)"
+        elif not tuned.units and tuned.config.head.mean:
+            yield "its head for texts has no bias to add the numbers' mean: train with --set head.mean=0 (head.mean)"
 
 
 def _stages_of(route: Route, units: bool) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from labeltune.config import Config
 from labeltune.errors import LabeltuneError
 from labeltune.export.recorded import dev_rows
-from labeltune.model.heads import Head, StockHead
+from labeltune.model.heads import Head, StockHead, Unit
 from labeltune.model.member import Member, merge
 from labeltune.predict import Predictor, load
 from labeltune.run import Run
@@ -92,8 +92,8 @@ class Tuned:
         return keys(self.task.predictions(self.examples, spans, decisions, self.run.labels))
 
     def head(self) -> nn.Module:
-        """A copy of the head that gives logits divided by the temperature."""
-        return _cooled(self.member.head, self.predictor.labeller.calibration.temperature)
+        """A copy of the head as layers alone, unit and temperature in the last of them."""
+        return _folded(self.member.head, self.predictor.labeller.calibration.temperature)
 
     @cached_property
     def merged(self) -> dict[str, Tensor]:
@@ -139,15 +139,13 @@ def _key(one: Prediction) -> Hashable:
     return one.label if one.labels is None else one.labels
 
 
-def _cooled(head: Head | StockHead, temperature: float) -> nn.Module:
-    """A head whose last layer is divided by the temperature."""
-    cool = _Plain(head)
-    last = [layer for layer in cool.modules() if isinstance(layer, nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight.div_(temperature)
-        if last.bias is not None:
-            last.bias.div_(temperature)
-    return cool
+def _folded(head: Head | StockHead, temperature: float) -> nn.Module:
+    """A head whose last layer gives logits in the user's unit, divided by the temperature."""
+    plain = _Plain(head)
+    last = [layer for layer in plain.modules() if isinstance(layer, nn.Linear)][-1]
+    head.unit.fold(last)
+    Unit(std=1 / temperature).fold(last)
+    return plain
 
 
 class _Plain(nn.Module):

@@ -6,6 +6,7 @@ Shapes: S targets (or tokens, where logits are pooled), D features, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,35 @@ INITIAL_STD = 0.02
 """Standard deviation of fresh weights, stock transformers' `initializer_range`."""
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What a head's logits are counted in: mean + std x what the layers give.
+
+    Layers that begin near 0, and learn in steps of a learning rate, give numbers around 0 with a spread of about 1;
+    prices or years are neither.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """The layers' numbers as the user's."""
+        return values if self == PLAIN else values * self.std + self.mean
+
+    def fold(self, layer: nn.Linear) -> None:
+        """Write the unit into a last layer, which then gives the user's numbers itself."""
+        with torch.no_grad():
+            layer.weight.mul_(self.std)
+            old = dict(layer.named_parameters()).get("bias")
+            if old is not None or self.mean:
+                bias_L = layer.weight.new_zeros(layer.out_features) if old is None else old.detach()
+                layer.bias = nn.Parameter(self.of(bias_L))
+
+
+PLAIN = Unit()
+"""Logits as the layers give them."""
+
+
 class Head(nn.Module):
     """One linear layer, with dropout on its input.
 
@@ -30,6 +60,7 @@ class Head(nn.Module):
     shared: one weight vector for all logits, told apart by their biases, which begin as the thresholds of labels that
     are all equally likely: in order, for thresholds that cross leave no probability between them.
     crf: the transition scores of a head whose task decides over sequences; trained and saved with the head.
+    unit: what the logits are counted in.
     """
 
     def __init__(
@@ -42,12 +73,13 @@ class Head(nn.Module):
         key: Key,
         shared: bool = False,
         crf: CRF | None = None,
+        unit: Unit = PLAIN,
     ) -> None:
         super().__init__()
         drawn_LD = torch.randn(1 if shared else labels, features, generator=generator(key.fold("head")))
         self.weight = nn.Parameter(drawn_LD * INITIAL_STD)
         self.bias = nn.Parameter(_thresholds(labels) if shared else torch.zeros(labels)) if bias else None
-        self.labels, self.dropout, self.crf = labels, dropout, crf
+        self.labels, self.dropout, self.crf, self.unit = labels, dropout, crf, unit
 
     def forward(
         self, vectors_SD: torch.Tensor, key: Key | None, row_S: torch.Tensor, index_S: torch.Tensor
@@ -58,7 +90,7 @@ class Head(nn.Module):
         its token's, or its target's first token's.
         """
         vectors_SD = dropped(vectors_SD.float(), self.dropout, key, row_S, index_S)
-        return F.linear(vectors_SD, self.weight.expand(self.labels, -1), self.bias)
+        return self.unit.of(F.linear(vectors_SD, self.weight.expand(self.labels, -1), self.bias))
 
 
 def _thresholds(count: int) -> torch.Tensor:
@@ -74,10 +106,10 @@ class StockHead(nn.Module):
 
     crf = None
 
-    def __init__(self, stages: Sequence[nn.Module], labels: int, *, dropout: float) -> None:
+    def __init__(self, stages: Sequence[nn.Module], labels: int, *, dropout: float, unit: Unit = PLAIN) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages).float().requires_grad_(True)
-        self.labels, self.dropout = labels, dropout
+        self.labels, self.dropout, self.unit = labels, dropout, unit
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -94,7 +126,7 @@ class StockHead(nn.Module):
         values: torch.Tensor = dropped(vectors_SD.float(), self.dropout, key, row_S, index_S)[:, None]
         for stage in self.stages:
             values = stage(values)
-        return values.reshape(-1, self.labels)
+        return self.unit.of(values.reshape(-1, self.labels))
 
 
 HEAD_KINDS = ("linear", "stock")

@@ -21,7 +21,7 @@ from labeltune.keys import Key
 from labeltune.model import lora, updates
 from labeltune.model.backbone import Backbone
 from labeltune.model.crf import CRF
-from labeltune.model.heads import Head, StockHead, load_tensors, save_tensors
+from labeltune.model.heads import Head, StockHead, Unit, load_tensors, save_tensors
 from labeltune.model.layout import Layout
 from labeltune.model.pooling import LEARNED, Pooling, combine
 from labeltune.model.ranges import parse_layers
@@ -239,6 +239,7 @@ def build(
             key=key,
             shared=task_shared,
             crf=CRF(width) if head.crf else None,
+            unit=_unit(head),
         ),
     )
     return member.to(backbone.device)
@@ -248,7 +249,11 @@ def _stock_head(model: ModelConfig, head: HeadConfig, width: int, shared: bool, 
     if head.crf or shared:
         what = "a CRF" if head.crf else "an ordinal task"
         raise SettingsError(f"a stock head does not go with {what}", at="head.kind", hint='set it to "linear"')
-    return stock_head(model, width, units=units, dropout=head.dropout, key=key)
+    return stock_head(model, width, units=units, dropout=head.dropout, key=key, unit=_unit(head))
+
+
+def _unit(head: HeadConfig) -> Unit:
+    return Unit(head.mean or 0.0, head.std or 1.0)
 
 
 def _depth(backbone: Backbone, model: ModelConfig) -> int:

@@ -87,5 +87,9 @@ class HeadConfig(Settings):
     """`balanced`, or a table label -> weight."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target probability spread over all labels."""
+    mean: float | None = None
+    """Added to the head's number (regression) [the training numbers' mean, recorded]."""
+    std: Annotated[float, Field(gt=0)] | None = None
+    """What the head's number is counted in (regression) [the training numbers' standard deviation, recorded]."""
     crf: bool = False
     """A linear-chain CRF over a document's tags (tagging)."""

@@ -25,7 +25,7 @@ from labeltune.errors import ModelError
 from labeltune.keys import Key, generator
 from labeltune.model.checkpoints import UNREADABLE, named, quietly, read_config, resolve
 from labeltune.model.families import FAMILIES
-from labeltune.model.heads import StockHead
+from labeltune.model.heads import StockHead, Unit
 from labeltune.model.settings import ModelConfig
 
 Stage = str | Callable[[], nn.Module]
@@ -53,10 +53,10 @@ ROUTES: dict[str, Route] = {
 }
 
 
-def stock_head(config: ModelConfig, labels: int, *, units: bool, dropout: float, key: Key) -> StockHead:
+def stock_head(config: ModelConfig, labels: int, *, units: bool, dropout: float, key: Key, unit: Unit) -> StockHead:
     """The head of the stock model for `labels` labels; weights that the checkpoint lacks are drawn from `key`.
 
-    units: the one of the model for tokens, not for texts.
+    units: the one of the model for tokens, not for texts. unit: what the logits are counted in.
 
     Raises:
         ModelError: the family has no stock head that is known here, or the checkpoint cannot be read.
@@ -70,7 +70,7 @@ def stock_head(config: ModelConfig, labels: int, *, units: bool, dropout: float,
     stock.num_labels = labels
     model = _read(name, config, stock, units, key)
     stages = [_stage(model, stage) for stage in (route.unit if units else route.document)]
-    return StockHead(stages, labels, dropout=dropout)
+    return StockHead(stages, labels, dropout=dropout, unit=unit)
 
 
 def _read(name: str, config: ModelConfig, stock: PretrainedConfig, units: bool, key: Key) -> PreTrainedModel:

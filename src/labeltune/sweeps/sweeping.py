@@ -24,14 +24,14 @@ from labeltune.config import Config, gather, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.fitting import threads
-from labeltune.folder import claimed
+from labeltune.folder import claimed, keep_rows
 from labeltune.interrupt import Stop, graceful
 from labeltune.job import final_evaluation, prepare
 from labeltune.ledger import Ledger
 from labeltune.predict import answering
-from labeltune.run import METRICS, WORK, open_run, refuse_existing
+from labeltune.run import METRICS, SPLITS, WORK, open_run, refuse_existing
 from labeltune.settings import build
-from labeltune.storage import read_json, write_atomic, write_json
+from labeltune.storage import read_json, sha256_file, write_atomic, write_json
 from labeltune.sweeps.axes import Grid, Point, grids_of, resolved
 from labeltune.sweeps.engines import Engine, Local, Ray, bench_of
 from labeltune.sweeps.facts import Planned, Tested
@@ -142,6 +142,16 @@ def _refuse_another(folder: Path, base: Config, config: SweepConfig) -> None:
         raise RunError("these are the results of another sweep", at=str(folder), hint=hint)
 
 
+def _refuse_changed(folder: Path) -> None:
+    """Refuse files of finished trials, named by the axes perhaps, that are not what was trained on."""
+    splits: list[Any] = [read_json(path) for path in sorted((folder / TRIALS).glob(f"*/{SPLITS}"))]
+    sums = {split["source"]: split["sha256"] for facts in splits for split in facts.values()}
+    for source, expected in sums.items():
+        if expected is not None and Path(source).is_file() and sha256_file(Path(source)) != expected:
+            message, hint = f"{source} has changed since trials read it", "restore it, or sweep into a new folder"
+            raise RunError(message, at=str(folder), hint=hint)
+
+
 class _Work:
     """One sweep while it runs."""
 
@@ -160,6 +170,8 @@ class _Work:
         self.bench: Bench = bench_of(folder)
         self._began, self._before = time.monotonic(), self._minutes_before()
         loaded, said = self.bench.open(base)
+        keep_rows(folder, loaded)
+        _refuse_changed(folder)
         for sentence in said:
             listen(Said(sentence))
         self.loaded = loaded

@@ -1,4 +1,7 @@
-"""A number a text: the logit itself is the answer."""
+"""A number a text: the logit itself is the answer, in the numbers' own units.
+
+The head's layers give it in standard deviations from the mean of the training rows (`model/heads.py`, `Unit`).
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from labeltune import metrics
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError, SettingsError
 from labeltune.labels import LabelSet
+from labeltune.losses import Sums
 from labeltune.metrics import Figures, Hits
+from labeltune.model.settings import HeadConfig
 from labeltune.schema import Example, Prediction
 from labeltune.tasks.calibration import Calibration
 from labeltune.tasks.documents import DocumentTask
-from labeltune.tasks.task import Chained, Decisions, LabelOf, Spans, as_array
+from labeltune.tasks.task import Chained, Decisions, LabelOf, Loss, Spans, as_array
 
 
 @final
@@ -52,6 +57,26 @@ class Regression(DocumentTask):
     def width(self, labels: LabelSet) -> int:
         """One logit."""
         return 1
+
+    def in_units(self, settings: HeadConfig, examples: Iterable[Example]) -> HeadConfig:
+        """The numbers' mean and standard deviation, where the settings leave them open; 1 where all are equal."""
+        if settings.mean is not None and settings.std is not None:
+            return settings
+        numbers = np.array([number(example) for example in examples])
+        measured = {"mean": float(numbers.mean()), "std": float(numbers.std()) or 1.0}
+        given = {name: value for name in measured if (value := getattr(settings, name)) is not None}
+        return settings.model_copy(update={**measured, **given})
+
+    def loss(
+        self, settings: HeadConfig, labels: LabelSet, counts: np.ndarray | None, head: Chained | None = None
+    ) -> Loss:
+        """Squared errors in the head's units: 1 is what the mean alone would cost."""
+        squared, std = super().loss(settings, labels, counts, head), settings.std or 1.0
+
+        def loss(logits_SL: torch.Tensor, targets_S: torch.Tensor, target_document: torch.Tensor) -> Sums:
+            return squared(logits_SL / std, targets_S / std, target_document)
+
+        return loss
 
     def decide(
         self,

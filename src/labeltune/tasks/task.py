@@ -136,6 +136,16 @@ class Task(ABC):
         """The names of what targets are counted and weighted by: labels, or tags."""
         return labels.names
 
+    def in_units(self, settings: HeadConfig, examples: Iterable[Example]) -> HeadConfig:
+        """The head's settings with the unit of its numbers settled on the training rows.
+
+        Raises SettingsError where a unit is given and the head's numbers are logits.
+        """
+        for name in ("mean", "std"):
+            if getattr(settings, name) is not None:
+                raise SettingsError(f"{self.name} learns no numbers", at=f"head.{name}", hint="leave it out")
+        return settings
+
     # Logits -> loss
 
     @abstractmethod
