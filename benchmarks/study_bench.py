@@ -184,8 +184,11 @@ class Bench:
         return path
 
     def best_rate(self, name: str, set_: str, model: str, rates: Sequence[float] = (), **own: Any) -> float:
-        """The learning rate that dev prefers, of one seed each."""
-        axes = {"train.lr": rates or self.rates}
+        """The learning rate that dev prefers, of one seed each; a single one is taken as it is."""
+        rates = rates or self.rates
+        if len(rates) == 1:
+            return rates[0]
+        axes = {"train.lr": rates}
         found = self.sweep(f"{name}/rates", set_, model, axes, (0,), test=False, **own)
         return float(max(found, key=lambda row: float(row[f"dev_{DATA[set_].metric}"]))["train.lr"])
 

@@ -101,6 +101,8 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "empty header cell": ("d.csv", b"text,\nthe hen,a\n", r"d\.csv"),
     "too many cells": ("d.csv", b"text,label\nthe hen,a\nthe,ring,b\n", r"d\.csv:3: .*; "),
     "an open quote": ("d.csv", b'text,label\n"the hen,a\n', r"d\.csv:2: .*; "),
+    "a spreadsheet": ("d.xlsx", b"PK\x03\x04 and so on", r"d\.xlsx: this is a spreadsheet.*; save it as CSV"),
+    "carriage returns": ("d.csv", b"text,label\rthe hen,a\rthe ring,b\r", r"d\.csv: its lines end in CR alone; "),
     "no such column": ("d.csv", b"one,two,three\nthe hen,a,x\nthe ring,b,y\n", r"d\.csv: .*data\."),
 }
 TAG_ROWS: dict[str, tuple[str, bytes, str]] = {
@@ -131,7 +133,11 @@ TAG_ROWS: dict[str, tuple[str, bytes, str]] = {
         with_row(SPANNED, 5, spans=[[-2, 3, "PER"]]),
         r"d\.jsonl:5: the span .* lies outside the text",
     ),
-    "backwards": ("d.jsonl", with_row(SPANNED, 5, spans=[[3, 1, "PER"]]), r"d\.jsonl:5: the span"),
+    "backwards": (
+        "d.jsonl",
+        with_row(SPANNED, 5, spans=[[3, 1, "PER"]]),
+        r"d\.jsonl:5: the span 3:1 .* ends before it begins",
+    ),
     "overlapping": (
         "d.jsonl",
         with_row(SPANNED, 5, spans=[[0, 3, "PER"], [2, 6, "LOC"]]),
@@ -156,6 +162,17 @@ def test_a_dev_and_a_test_row_too(refused, case: str) -> None:
     for flag in ("--dev", "--test"):
         said = refused({"good.jsonl": jsonl(GOOD), name: content}, "good.jsonl", flag, name)
         assert re.search(says, said), said
+
+
+@pytest.mark.parametrize("words", [["train.select=f1"], ["head.class_weights={c = 1.0}"], ["train.init=no-run"]])
+def test_what_can_be_told_is_told_before_the_backbone_is_read(refused, words: list[str]) -> None:
+    sets = [part for word in words for part in ("--set", word)]
+    assert "not there" not in refused({"d.jsonl": jsonl(GOOD)}, "d.jsonl", *sets, model="not there")
+
+
+def test_a_sweep_is_no_recipe(refused) -> None:
+    said = refused({"s.toml": b'[sweep.axes]\n"train.lr" = [1e-3]\n'}, "s.toml")
+    assert re.search(r"s\.toml: these are the settings of a sweep; labeltune sweep s\.toml", said), said
 
 
 def test_a_byte_order_mark_is_fine(typed, tmp_path: Path, tiny_folder: Path) -> None:
@@ -202,6 +219,8 @@ def test_a_dev_label_that_training_never_sees_counts_and_is_named(typed, tmp_pat
         (["good.jsonl", "--dev", "nan"], r"data\.dev: should be a finite number"),
         (["good.jsonl", "--set", "data.text=txt"], r"data\.text = 'txt' is no column; did you mean 'text'"),
         (["good.jsonl", "--set", "data.template={body}"], r"body"),
+        (["good.jsonl", "--set", "data.group=txet"], r"data\.group = 'txet' is no column; did you mean 'text'"),
+        (["good.jsonl", "--init", "no-run"], r"no-run: there is no such run folder"),
         (["good.jsonl", "--task", "clasification"], "did you mean 'classification'"),
         (["good.jsonl", "--task", "tagging"], r"good\.jsonl: .*tokens"),
         (["good.jsonl", "--task", "ordinal"], r"data\.label_order: an ordinal task needs the order"),
@@ -232,7 +251,8 @@ SETTINGS = {
     "train.lr=0": r"train\.lr: should be greater than 0",
     "train.lrr=1": r"train\.lrr: unknown setting; did you mean 'train\.lr'",
     "lr=1": r"lr: unknown setting; did you mean 'train\.lr'",
-    "trian.lr=1": "unknown setting; did you mean 'train.lr'",
+    "trian.epochs=1": "unknown setting; did you mean 'train'",
+    "train.device=gpu": "did you mean 'cuda'",
     "head=1": "head: should be a table",
     "train.lr": "--set wants section.name=value; for example",
     "train.threads=0": r"train\.threads: should be greater than or equal to 1",

@@ -410,10 +410,24 @@ def test_no_weight_and_no_choice_depends_on_the_test_rows(fit, small: Path, tmp_
 
 
 def test_each_opening_of_the_test_rows_is_a_line_of_the_ledger(finished: Path) -> None:
-    lines = rows_of(finished / "ledger.jsonl")
+    lines = [line for line in rows_of(finished / "ledger.jsonl") if line["purpose"] != "evaluate"]
     assert {line["purpose"] for line in lines} == {"linting", "final evaluation"}
     assert [line["purpose"] for line in lines][-1] == "final evaluation"
     assert lines[-1]["sha256"] == json.loads((finished / "splits.json").read_text())["test"]["sha256"]
+
+
+def test_so_is_an_evaluation_on_them_and_none_on_others(finished: Path, small: Path, tmp_path: Path) -> None:
+    from labeltune import evaluate
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = rows_of(run / "ledger.jsonl")
+    evaluate(run, small / "moods-dev.jsonl")
+    assert rows_of(run / "ledger.jsonl") == before
+    shutil.copy(small / "moods-test.jsonl", tmp_path / "copy.jsonl")
+    found = evaluate(run, tmp_path / "copy.jsonl")
+    (line,) = rows_of(run / "ledger.jsonl")[len(before) :]
+    assert (line["purpose"], line["rows"]) == ("evaluate", found.rows) and line["source"].endswith("copy.jsonl")
 
 
 def test_without_a_test_split_the_ledger_is_empty(tagger: Path) -> None:

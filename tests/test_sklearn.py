@@ -192,6 +192,7 @@ def test_a_tagger_gives_a_tag_for_each_token(tagger: LabelTuneTagger, names, tmp
     found = tagger.predict(tokens)
     assert [len(row) for row in found] == [len(row) for row in tokens]
     assert {tag for row in found for tag in row} <= {"O", "B-PER", "B-LOC", "I-LOC"}
+    assert list(tagger.predict([[], tokens[0], []])) == [[], found[0], []]
     assert 0 <= tagger.score(tokens, tags) <= 1 and tagger.score(tokens, found) in (0.0, 1.0)
     tagger.save(tmp_path / "saved")
     for other in (LabelTuneTagger.load(tmp_path / "saved"), pickle.loads(pickle.dumps(tagger))):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from labeltune.errors import SettingsError
 from labeltune.run import finite
 from labeltune.schema import Example, Prediction
 
@@ -21,6 +22,12 @@ class Answered:
     def row(self) -> dict[str, Any]:
         """The input's fields, then the answer's."""
         return {**self.fields, **self.answer}
+
+
+def refuse_score(least: float | None) -> None:
+    """Refuse a score to abstain below that is no probability."""
+    if least is not None and not 0 <= least <= 1:
+        raise SettingsError(f"{least:g} is no probability", at="min_score", hint="give 0 to 1")
 
 
 def answer_fields(prediction: Prediction) -> dict[str, Any]:

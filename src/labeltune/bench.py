@@ -18,7 +18,6 @@ from labeltune.config import Config
 from labeltune.data.datasets import Dataset, Loaded, load
 from labeltune.data.lint import lint
 from labeltune.data.store import Store
-from labeltune.folder import content_of
 from labeltune.ledger import Ledger
 from labeltune.model import backbone as backbones
 from labeltune.model.backbone import Backbone, Place
@@ -113,7 +112,7 @@ def backbone_key(config: Config) -> tuple[Any, ...]:
 def encoding_key(dataset: Dataset, assembly: Assembly) -> str:
     """Stands for the rows, the labels, the tokenizer and all settings of the encoding."""
     chosen = hashlib.sha256(np.packbits(dataset.survey.good).tobytes()).hexdigest()
-    return assembly.encoder.key(content_of(dataset), chosen, *assembly.labels.names)
+    return assembly.encoder.key(dataset.content, chosen, *assembly.labels.names)
 
 
 def _split_seed(config: Config) -> int | None:

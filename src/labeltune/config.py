@@ -107,6 +107,8 @@ def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings:
         tree = base.model_dump(exclude_unset=True)
     else:
         tree = read_toml(Path(base)) if base else {}
+        if "sweep" in tree:
+            raise SettingsError("these are the settings of a sweep", at=str(base), hint=f"labeltune sweep {base}")
         make(tree, at=str(base or ""))
     for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
         put(tree, name, beside(Path.cwd(), value) if name in PATHS else value)

@@ -5,7 +5,6 @@ Who goes on must want what was begun: the same settings where they are given, th
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -109,19 +108,9 @@ def facts_of(split: Dataset, ids: list[str] | None) -> dict[str, Any]:
         "source": split.source,
         "sha256": split.sha256,
         "rows": len(split),
-        "content": content_of(split),
+        "content": split.content,
         "ids": ids,
     }
-
-
-def content_of(split: Dataset) -> str:
-    """A hash that other rows would not have: the file's, or of the rows that only memory holds."""
-    if split.sha256 is not None:
-        return split.sha256
-    digest = hashlib.sha256()
-    for row in split:
-        digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def keep_rows(folder: Path, loaded: Loaded, encoded: str | None = None) -> None:

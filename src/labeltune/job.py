@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ from labeltune.folder import keep_rows, parts
 from labeltune.inference import Labeller, NotFinite, caveats, lost
 from labeltune.initial import start_from
 from labeltune.keys import Key
+from labeltune.labels import LabelSet
 from labeltune.ledger import Ledger
 from labeltune.model.backbone import Place
+from labeltune.model.crf import CRF
 from labeltune.model.member import LabelModel
 from labeltune.run import (
     BACKBONE,
@@ -40,13 +43,14 @@ from labeltune.run import (
     WORK,
     Run,
     finite,
+    open_run,
     plain_metrics,
     unseal,
     write_run,
 )
 from labeltune.schema import Example, Prediction
 from labeltune.storage import append_jsonl, atomic_folder, read_jsonl, to_json, write_atomic, write_json
-from labeltune.tasks import Calibration, Loss
+from labeltune.tasks import Calibration, Loss, Task
 from labeltune.training.checkpoint import load_state, save_state
 from labeltune.training.distributed import ALONE, World, held, shard
 from labeltune.training.meter import Meter
@@ -116,6 +120,7 @@ def prepare(
     task = task_of(config)
     labels = task.label_set(loaded.train, config.data)
     config = config.model_copy(update={"head": task.in_units(config.head, loaded.train)})
+    _refuse_impossible(config, task, labels, fresh)
     backbone = bench.backbone(config, None if whole else config.model.depth, _divider(config, world))
     if world.sharded:
         count = f"{held(backbone.model):,} parameters in this one"
@@ -138,6 +143,15 @@ def prepare(
     if config.train.init is not None and fresh:
         listen(Said(start_from(assembly, Path(config.train.init))))
     return Job(folder, loaded, assembly, trial, labeller, (dev_rows, dev_store), Meter(), cut["train"], world)
+
+
+def _refuse_impossible(config: Config, task: Task, labels: LabelSet, fresh: bool) -> None:
+    """What can be refused before the backbone, which takes its time, is read."""
+    task.higher_is_better(config.train.select or task.select)
+    head: Any = SimpleNamespace(crf=CRF(task.width(labels)) if config.head.crf else None)
+    task.loss(config.head, labels, np.ones(len(task.classes(labels)), dtype=np.int64), head)
+    if config.train.init is not None and fresh:
+        open_run(config.train.init)
 
 
 def _of_length(config: Config, rows: Store) -> Config:

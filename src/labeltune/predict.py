@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import torch
 
-from labeltune.answers import answer_fields
+from labeltune.answers import answer_fields, refuse_score
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, switches, with_settings
-from labeltune.data.datasets import SAMPLE, open_dataset
+from labeltune.data.datasets import SAMPLE, Dataset, open_dataset
 from labeltune.data.encoding import Encoder
 from labeltune.data.readers.memory import items_of
 from labeltune.data.store import Store
@@ -23,13 +23,14 @@ from labeltune.data.streams import open_stream, passing, rows_of
 from labeltune.data.templates import parse
 from labeltune.errors import SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller, Progress, no_progress
+from labeltune.ledger import Ledger
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel, merge
 from labeltune.portions import Portion, answer, portions
-from labeltune.run import BACKBONE, TOKENIZER, Run, open_run, plain_metrics
+from labeltune.run import BACKBONE, SPLITS, TOKENIZER, Run, open_run, plain_metrics
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.settings import known_names
-from labeltune.storage import refuse_file, to_json, write_atomic
+from labeltune.storage import read_json, refuse_file, to_json, write_atomic
 from labeltune.tasks import Calibration
 from labeltune.training.trainer import MICRO_TOKENS
 
@@ -74,6 +75,7 @@ class Predictor:
 
         Items are what `predict` takes, or examples. What the first hundred are settles the columns.
         """
+        refuse_score(min_score)
         for portion in portions(self.examples(items_of(items)), self.encoder.config, CHUNK):
             yield from self.answer(portion, min_score=min_score, scores=scores)
 
@@ -213,6 +215,7 @@ def evaluate(
     name = Path(data).name if isinstance(data, str | Path) else "data"
     dataset = open_dataset(data, config.data, config.task, labelled=True, name=name)
     predictor = load_run(opened, settings or {})
+    _note_test(opened, dataset)
     examples, labeller = list(dataset), predictor.labeller
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
     predictions = labeller.predict(examples, rows, all_scores=True)
@@ -224,6 +227,14 @@ def evaluate(
     if errors is not None:
         write_atomic(Path(errors), "".join(to_json(_wrong(*pair)) + "\n" for pair in wrong))
     return Report(metrics, len(examples), len(wrong))
+
+
+def _note_test(run: Run, dataset: Dataset) -> None:
+    """A line in the ledger where the rows are the test split of the training."""
+    path = run.folder / SPLITS
+    splits: Any = read_json(path) if path.exists() else {}
+    if "test" in splits and splits["test"]["content"] == dataset.content:
+        Ledger(run.folder).note("evaluate", dataset.source, rows=len(dataset), sha256=dataset.sha256)
 
 
 def _wrong(example: Example, prediction: Prediction) -> dict[str, Any]:

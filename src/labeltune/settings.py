@@ -24,13 +24,13 @@ class Settings(BaseModel):
     )
 
 
-def one_of(table: Iterable[str]) -> AfterValidator:
-    """A validator: the value is a name of `table`; the error says the nearest one."""
+def one_of(table: Iterable[str], *, meant: Mapping[str, str] = {}) -> AfterValidator:
+    """A validator: the value is a name of `table`; the error says the nearest one, or what others mean by a name."""
     names = tuple(table)
 
     def check(value: str) -> str:
         if value not in names:
-            close = nearest(value, names)
+            close = nearest(meant.get(value, value), names)
             way_out = f"; {close}" if close.startswith("did") else ""  # else it would list the names again
             raise ValueError(f"{value!r} is not one of {', '.join(names)}{way_out}")
         return value
@@ -58,7 +58,7 @@ def _first(error: ValidationError, kind: type[Settings], at: str) -> SettingsErr
     name, description = _named(fault["loc"], kind)
     place = f"{at}: {name}" if at else name
     if fault["type"] == "extra_forbidden":
-        close = nearest(name, known_names(kind))
+        close = nearest(name, kind.model_fields if isinstance(fault["input"], dict) else known_names(kind))
         return SettingsError("unknown setting", at=place, hint=close if len(close) < 200 else ALL_SETTINGS)
     if fault["type"] == "value_error":
         message = fault["msg"].removeprefix("Value error, ")

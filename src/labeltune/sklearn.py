@@ -213,9 +213,9 @@ class LabelTuneTagger(_Estimator):
         """A list of IOB2 tags for each list of tokens: an array (n) of lists, which scikit-learn's tools can join."""
         check_is_fitted(self)
         rows = _token_lists(X)
-        answers = self.predictor_.predict([{"tokens": tokens} for tokens in rows])
+        answers = iter(self.predictor_.predict([{"tokens": tokens} for tokens in rows if tokens]))
         found = np.empty(len(rows), object)
-        found[:] = [_tags(tokens, answer.spans) for tokens, answer in zip(rows, answers, strict=True)]
+        found[:] = [_tags(tokens, next(answers).spans) if tokens else [] for tokens in rows]
         return found
 
     def score(self, X: Any, y: Any) -> float:

@@ -70,7 +70,7 @@ def show_sweep(done: Sweep, console: Console) -> None:
             grid = Grid(title=table.name, box=None, title_justify="left", header_style="bold")
             columns = [name for name in table.columns if not name.endswith("_sd")][:WIDEST]
             for name in columns:
-                grid.add_column(name)
+                grid.add_column((name.partition(".")[2] or name).replace("_", " "))  # words that a narrow screen parts
             for row in table.rows:
                 grid.add_row(*(escape(shown(row.get(name))) for name in columns))
             console.print(grid)

@@ -16,7 +16,7 @@ from labeltune import Predictor, load, train
 from labeltune.bulk.inputs import rows_in, sources_of
 from labeltune.bulk.labelling import Watch, open_job, predict_files, predict_to
 from labeltune.data.settings import DataConfig
-from labeltune.errors import DataError
+from labeltune.errors import DataError, SettingsError
 from labeltune.portions import portions
 
 ROWS = [
@@ -30,6 +30,19 @@ ROWS = [
 @pytest.fixture(scope="module")
 def moods(finished: Path) -> Predictor:
     return load(finished)
+
+
+class Heard(Watch):
+    """What is said, and how many rows are told."""
+
+    def __init__(self) -> None:
+        self.sentences, self.rows = [], 0
+
+    def say(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
 
 
 def written(path: Path, rows: list[dict]) -> Path:
@@ -146,16 +159,6 @@ def test_rows_are_counted_before_they_are_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_bad_row_stops_it_or_is_passed_over_and_told(finished: Path, tmp_path: Path) -> None:
-    class Heard(Watch):
-        def __init__(self) -> None:
-            self.sentences, self.rows = [], 0
-
-        def say(self, sentence: str) -> None:
-            self.sentences.append(sentence)
-
-        def advance(self, rows: int) -> None:
-            self.rows += rows
-
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "the hen"}\n{broken\n{"text": ""}\n{"text": "the hen"}\n')
     with pytest.raises(DataError, match=r"in\.jsonl:2: this is no JSON"):
@@ -214,6 +217,36 @@ def test_portions_give_what_the_whole_stream_gives_neighbours_included(
     ]
     assert [one.tokens.tolist() for one in found] == [one.tokens.tolist() for one in whole]
     assert len(next(portions(rows, predictor.encoder.config, size)).rows) == min(size, len(rows))
+
+
+# What is said
+
+
+def test_texts_of_another_column_than_in_training_are_said(finished: Path, tmp_path: Path) -> None:
+    for column, said in (("text", []), ("headline", ["in.jsonl: the text is read from 'headline'"])):
+        source, heard = written(tmp_path / "in.jsonl", [{column: "the hen", "n": 1}]), Heard()
+        list(predict_files(finished, [source], watch=heard))
+        assert [sentence.split(";")[0] for sentence in heard.sentences] == said
+
+
+def test_rows_without_an_answer_lie_beside_the_output(finished: Path, tmp_path: Path) -> None:
+    source, heard = written(tmp_path / "in.jsonl", [{"text": "the hen"}, {"text": " "}]), Heard()
+    to = tmp_path / "there" / "out.csv"
+    to.parent.mkdir()
+    predict_to(to, open_job(finished, [source], settings={"data.on_bad_row": "quarantine"}), watch=heard)
+    (line,) = (to.parent / "out.csv.quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["at"] == "in.jsonl:2"
+    assert heard.sentences == [
+        f"in.jsonl: 1 row could not be used and has no answer (they are in {to.parent / 'out.csv.quarantine.jsonl'})"
+    ]
+
+
+@pytest.mark.parametrize("least", [-0.1, 2.0])
+def test_a_score_is_a_probability(finished: Path, moods: Predictor, tmp_path: Path, least: float) -> None:
+    with pytest.raises(SettingsError, match=r"min_score: .* is no probability; give 0 to 1"):
+        moods.predict("the hen", min_score=least)
+    with pytest.raises(SettingsError, match="is no probability"):
+        open_job(finished, [written(tmp_path / "in.jsonl", ROWS)], min_score=least)
 
 
 # Python

@@ -40,6 +40,8 @@ def write(path, rows):
         ({"text": "a b", "labels": []}, "multilabel", "a b", ()),
         ({"text": "a b", "labels": '["y", "x"]'}, "multilabel", "a b", ("x", "y")),
         ({"tokens": ["a", "b"], "label": True}, "classification", "a b", "true"),
+        ({"text": "a b", "score": 0.25}, "regression", "a b", 0.25),
+        ({"text": "a b", "label": "3.11"}, "classification", "a b", "3.11"),
     ],
 )
 def test_columns_and_task_are_guessed_where_unambiguous(row, task, text, label):
@@ -47,6 +49,13 @@ def test_columns_and_task_are_guessed_where_unambiguous(row, task, text, label):
     example = next(iter(loaded.train))
     assert (loaded.task, example.text, example.label) == (task, text, label)
     assert any("label from" in sentence for sentence in loaded.said)
+
+
+def test_many_fractions_in_a_table_are_measures(tmp_path):
+    for rows, task in ((12, "classification"), (40, "regression")):
+        path = tmp_path / f"{rows}.csv"
+        path.write_text("text,label\n" + "".join(f"the hen {n},{n}.5\n" for n in range(rows)))
+        assert load(DataConfig(), None, data=path, dev=path).task == task
 
 
 @pytest.mark.parametrize(

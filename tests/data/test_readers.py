@@ -52,8 +52,8 @@ def as_file(kind: str, folder: Path):
             path.write_text(json.dumps(ROWS, indent=1, ensure_ascii=False), encoding="utf-8")
         case "csv" | "tsv":
             frame.to_csv(path, index=False, sep="," if kind == "csv" else "\t")
-        case "semicolon.csv":
-            frame.to_csv(path, index=False, sep=";")
+        case "semicolon.csv" | "pipe.csv":
+            frame.to_csv(path, index=False, sep=";" if kind == "semicolon.csv" else "|")
         case "unquoted.tsv":
             path.write_text("text\tlabel\n" + "".join(f"{t}\t{n}\n" for t, n in zip(TEXTS, LABELS, strict=True)))
         case "train":
@@ -78,7 +78,7 @@ def as_file(kind: str, folder: Path):
     return path
 
 
-KINDS = ["json", "csv", "tsv", "semicolon.csv", "unquoted.tsv", "train", "parquet", "saved", "table"]
+KINDS = ["json", "csv", "tsv", "semicolon.csv", "pipe.csv", "unquoted.tsv", "train", "parquet", "saved", "table"]
 MEMORY = ["dicts", "frame", "columns", "lists", "pairs", "dataset"]
 
 

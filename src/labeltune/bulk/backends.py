@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from labeltune.answers import Answered, with_input
+from labeltune.answers import Answered, refuse_score, with_input
 from labeltune.config import Config, with_settings
 from labeltune.data.encoding import Encoder
 from labeltune.errors import RunError, SettingsError, nearest
@@ -55,6 +55,7 @@ class How:
     backend: str = TORCH
 
     def __post_init__(self) -> None:
+        refuse_score(self.min_score)
         if self.backend not in BACKENDS:
             raise SettingsError(f"{self.backend!r} is no backend", at="--backend", hint=nearest(self.backend, BACKENDS))
         for name in self.settings if self.backend != TORCH else ():
@@ -144,7 +145,7 @@ class _Graph:
         self, portion: Portion, *, min_score: float | None, scores: bool, progress: Progress
     ) -> list[Prediction]:
         if min_score is not None and self.graph.task == "regression":
-            raise SettingsError("regression has no score to abstain by", at="--min-score", hint="leave it out")
+            raise SettingsError("regression has no score to abstain by", at="min_score", hint="leave it out")
 
         def decide(examples: Sequence[Example], rows: Sequence[Encoded]) -> list[Prediction]:
             found = self.graph.decide(examples, rows, budget=self.budget, progress=progress)

@@ -19,7 +19,7 @@ from labeltune.errors import DataError
 from labeltune.storage import is_there
 
 STDIN = "-"
-ROW_A_LINE = ("jsonl", "csv", "csv_semicolon", "tsv", "tsv_unquoted", "lines", "text")
+ROW_A_LINE = ("jsonl", "csv", "csv_semicolon", "csv_pipe", "tsv", "tsv_unquoted", "lines", "text")
 _LOOKED_AT = 4 * 1024 * 1024
 
 

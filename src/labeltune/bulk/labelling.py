@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from labeltune.bulk.forms import form_of, line
 from labeltune.bulk.inputs import rows_in, sources_of
 from labeltune.bulk.shards import Shards
 from labeltune.config import with_settings
+from labeltune.data.columns import TEXTS
 from labeltune.data.datasets import QUARANTINE
 from labeltune.data.readers import Source
 from labeltune.data.settings import DataConfig
@@ -53,6 +54,7 @@ class Job:
     """What is to be answered, and how; opened and checked, nothing loaded.
 
     rows: those of a portion, which are sorted by length together and, in a file, are one shard.
+    said: what was guessed of the files, in sentences. quarantine: where rows go that cannot be used.
     """
 
     run: Run
@@ -60,6 +62,8 @@ class Job:
     sources: Sequence[Source]
     data: DataConfig
     rows: int = CHUNK
+    said: Sequence[str] = ()
+    quarantine: Path = Path(QUARANTINE)
     streams: list[Stream] = field(default_factory=list)
 
     def portions(self, stack: ExitStack, *, again: bool = False) -> Iterator[Portion]:
@@ -67,7 +71,7 @@ class Job:
 
         again: an earlier call may have left a quarantine, which is replaced.
         """
-        quarantine = stack.enter_context(Quarantine(Path(QUARANTINE), replace_old=again))
+        quarantine = stack.enter_context(Quarantine(self.quarantine, replace_old=again))
         task = self.run.config.task
         self.streams[:] = [open_stream(source, self.data, task, quarantine) for source in self.sources]
         return portions(chain.from_iterable(self.streams), self.data, self.rows)
@@ -76,7 +80,10 @@ class Job:
         """Say how many rows have no answer."""
         for stream in self.streams:
             if stream.bad_rows:
-                watch.say(f"{stream.source.name}: {stream.bad_rows:,} rows could not be used and have no answer")
+                kept = f" (they are in {self.quarantine})" if self.data.on_bad_row == "quarantine" else ""
+                rows, have = ("row", "has") if stream.bad_rows == 1 else ("rows", "have")
+                told = f"{stream.bad_rows:,} {rows} could not be used and {have} no answer{kept}"
+                watch.say(f"{stream.source.name}: {told}")
 
     def manifest(self) -> dict[str, Any]:
         """All that decides the answers, to be compared when it goes on."""
@@ -112,9 +119,15 @@ def open_job(
     how = How(opened.folder.resolve(), settings or {}, min_score, scores, backend)
     data = with_settings(opened.config, of_new_rows(settings)).data
     sources = sources_of(files, data)
-    for source in sources:
-        open_stream(source, data, opened.config.task)  # its columns, before any time is spent
-    return Job(opened, how, sources, data, rows)
+    streams = [open_stream(source, data, opened.config.task) for source in sources]  # before any time is spent
+    return Job(opened, how, sources, data, rows, tuple(chain.from_iterable(_guesses(s, data) for s in streams)))
+
+
+def _guesses(stream: Stream, data: DataConfig) -> Iterator[str]:
+    """Whether the texts come from another column than in training."""
+    column, trained = stream.columns.text, data.text
+    if column and trained and column != trained and column not in TEXTS:
+        yield f"{stream.source.name}: the text is read from {column!r}; in training it was {trained!r} (data.text)"
 
 
 def predict_files(
@@ -125,11 +138,17 @@ def predict_files(
 
 
 def _answered(job: Job, watch: Watch) -> Iterator[Answered]:
-    watch.begin(rows_in(job.sources))
+    _begin(job, watch)
     with ExitStack() as stack:
         for _, rows in ENGINES["local"](job.how, job.run, None, job.portions(stack), watch.advance):
             yield from rows
     job.tell_bad(watch)
+
+
+def _begin(job: Job, watch: Watch) -> None:
+    watch.begin(rows_in(job.sources))
+    for sentence in job.said:
+        watch.say(sentence)
 
 
 def predict_to(
@@ -157,6 +176,7 @@ def predict_to(
         return
     if resume and any(source.format == "stream" for source in job.sources):
         raise SettingsError("standard input comes once only", at="--resume", hint="write it to a file first")
+    job = replace(job, quarantine=to.with_name(f"{to.name}.{QUARANTINE}"))
     shards = Shards(to, form_of(to.name), job.run.labels.names)
     with shards.opened({**job.manifest(), "form": shards.form.ending}, resume=resume) as open_:
         if not open_:
@@ -173,7 +193,7 @@ def predict_to(
 def _fill(shards: Shards, job: Job, watch: Watch, again: bool, engine: str, workers: int | None) -> int:
     """Write the shards that are not there; how many there are in all."""
     stamps = files_of(job.sources)
-    watch.begin(rows_in(job.sources))
+    _begin(job, watch)
     count = 0
 
     def missing(all_: Iterable[Portion]) -> Iterator[Portion]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from labeltune.data.readers.conll import is_tag
 from labeltune.data.readers.rows import missing
@@ -30,6 +31,8 @@ LABEL_COLUMNS = ("label", "labels", "category", "class", "class_index", "target"
 NUMBER_COLUMNS = (*LABEL_COLUMNS, "score", "rating", "value", "stars")
 TOKEN_COLUMNS, TAG_COLUMNS = ("tokens", "words", "token", "word"), ("tags", "ner_tags", "ner", "tag", "labels")
 SPAN_COLUMNS = ("spans", "entities")
+MANY = 20
+"""Different fractions among the first rows of a table from which they are measures, not names."""
 
 Sample = Sequence[Mapping[str, object]]
 
@@ -81,6 +84,7 @@ def find_columns(
     search = _Search(sample, config, at, strict)
     if not labelled:
         return search.unlabelled(kind)
+    search.group()
     kind = kind or search.guess_kind()
     if kind == TAGS:
         return search.tagging()
@@ -106,6 +110,10 @@ class _Search:
         if self._strict:
             raise DataError(f"data.{role} = {name!r} is no column", at=self._at, hint=nearest(name, self.names))
         return None
+
+    def group(self) -> str | None:
+        """The column that says what belongs together, if the settings name one."""
+        return self._set("group")
 
     def _like(self, candidates: Sequence[str], fits: Callable[[object], bool]) -> list[str]:
         return [name for name in self._called(candidates) if self._mostly(name, fits)]
@@ -134,10 +142,11 @@ class _Search:
     # The kind
 
     def guess_kind(self) -> str:
-        """Tags or spans -> tagging, lists of labels -> multilabel, else one label."""
+        """Tags or spans -> tagging, lists of labels -> multilabel, fractions -> regression, else one label."""
         config = self._config
         tagged = bool(self._set("tags") or self._set("spans") or self._tag_columns() or self._span_columns())
-        labels = [name for name in self._label_columns(LABEL) if name not in self._tag_columns()]
+        named = self._label_columns(LABEL) or self._label_columns(NUMBER)
+        labels = [name for name in named if name not in self._tag_columns()]
         label = self._set("label") or (labels[0] if labels else None)
         chosen = (config.tags or config.spans, config.label)
         if tagged and label and not any(chosen):
@@ -145,7 +154,14 @@ class _Search:
             raise DataError(message, at=self._at, hint="say which: task = 'classification' or task = 'tagging'")
         if tagged and not config.label:
             return TAGS
-        return LABELS if label and self._values[label] and self._mostly(label, _is_several) else LABEL
+        if not label or not self._values[label]:
+            return LABEL
+        return LABELS if self._mostly(label, _is_several) else NUMBER if self._measures(label) else LABEL
+
+    def _measures(self, label: str) -> bool:
+        """Are the labels measures: fractions, and in a table, where `3.11` may be a name, many of them?"""
+        written = {value for value in self._values[label] if isinstance(value, str)}
+        return self._mostly(label, _is_fraction) and (not written or len(written) >= MANY)
 
     def _tag_columns(self) -> list[str]:
         if not (self._set("tokens") or self._like(TOKEN_COLUMNS, _is_words)):
@@ -278,6 +294,15 @@ def _is_label(value: object) -> bool:
 
 def _is_label_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(part, str | int) for part in value)
+
+
+def _is_fraction(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return isinstance(value, float) and isfinite(value) and not value.is_integer()
 
 
 def _is_cells(value: object) -> bool:

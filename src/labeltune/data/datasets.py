@@ -94,6 +94,16 @@ class Dataset:
         sums = [sha256_folder(path) if path.is_dir() else sha256_file(path) for path in self.files]
         return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest() if sums else None
 
+    @property
+    def content(self) -> str:
+        """A hash that other rows would not have: the file's, or of the rows that only memory holds."""
+        if self.sha256 is not None:
+            return self.sha256
+        digest = hashlib.sha256()
+        for row in self:
+            digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
     def _rows(self) -> Iterator[Row]:
         if _stamps(self.files) != self._stamps:
             raise DataError("the file has changed since it was opened", at=self.source, hint="start again")

@@ -236,7 +236,9 @@ class Reading:
             raise DataError(f"{_shown(cell)} is no span", hint=_SPAN_FORM)
         span = Span(int(cast(int, start)), int(cast(int, end)), self._named(key))
         if span.start >= span.end or span.start < 0 or span.end > len(text):
-            what = "is empty" if 0 <= span.start == span.end else "lies outside the text"
+            inside = min(span.start, span.end) >= 0 and max(span.start, span.end) <= len(text)
+            order = "is empty" if span.start == span.end else "ends before it begins"
+            what = order if inside else "lies outside the text"
             message = f"the span {_place(span)} {what} ({len(text)} characters)"
             raise DataError(message, hint="spans count characters from 0, the end exclusive")
         return span

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from labeltune.data.columns import find_columns, kind_of
+from labeltune.data.columns import Columns, find_columns, kind_of
 from labeltune.data.datasets import QUARANTINE, SAMPLE, first_rows
 from labeltune.data.examples import Reading
 from labeltune.data.readers import Row, Source, item_row
@@ -26,6 +26,11 @@ class Stream:
         self.source, self.bad_rows = source, 0
         self._reading, self._quarantine = reading, quarantine
         self._first_fault: DataError | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """Which column carries what."""
+        return self._reading.columns
 
     def __iter__(self) -> Iterator[Example]:
         good = 0

@@ -10,7 +10,6 @@ from typing import Any
 
 from labeltune.data.datasets import Dataset, open_dataset
 from labeltune.errors import DataError, LabeltuneError, RunError
-from labeltune.folder import content_of
 from labeltune.run import SPLITS, Run
 from labeltune.schema import Example
 from labeltune.storage import read_json
@@ -53,7 +52,7 @@ def _name(source: object, facts: Mapping[str, Any]) -> str:
 
 def _refuse_other(dataset: Dataset, facts: Mapping[str, Any]) -> None:
     whole = facts["ids"] is None
-    if content_of(dataset) == facts["content"] and (not whole or len(dataset) == facts["rows"]):
+    if dataset.content == facts["content"] and (not whole or len(dataset) == facts["rows"]):
         return
     raise DataError(
         "these are not the dev rows of the training (another SHA-256)",

@@ -124,8 +124,9 @@ def find(name: str) -> Recipe:
     """
     full = name if "@" in name else f"{name}@{CLEAN}"
     if full not in recipes():
-        hint = nearest(full, list(recipes()))
-        raise SettingsError(f"no recipe {name!r}", at="--recipe", hint=f"{hint} (`labeltune recipes` lists them)")
+        near, all_ = nearest(full, list(recipes())), "`labeltune recipes` lists them"
+        hint = f"{near} ({all_})" if len(near) < 200 else all_
+        raise SettingsError(f"no recipe {name!r}", at="--recipe", hint=hint)
     return recipes()[full]
 
 

@@ -111,7 +111,7 @@ class Regression(DocumentTask):
     ) -> Prediction:
         """The number; there is no score to abstain by."""
         if min_score is not None:
-            raise SettingsError("regression has no score to abstain by", at="--min-score", hint="leave it out")
+            raise SettingsError("regression has no score to abstain by", at="min_score", hint="leave it out")
         return Prediction(example.id, value=float(answer))
 
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:

@@ -66,7 +66,7 @@ class TrainConfig(Settings):
     """Run whose adapter and head the training starts from (`--init`)."""
     shard: bool = False
     """Divide the frozen backbone among the processes of torchrun (FSDP2), where it does not fit into one."""
-    device: Annotated[str, one_of(DEVICES)] = "auto"
+    device: Annotated[str, one_of(DEVICES, meant={"gpu": "cuda"})] = "auto"
     """Where to compute."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; recorded, because another number changes rounding."""

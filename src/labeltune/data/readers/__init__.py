@@ -27,6 +27,7 @@ from labeltune.data.readers.text import (
     object_row,
     plausible_table,
     read_csv,
+    read_csv_pipe,
     read_csv_semicolon,
     read_json,
     read_jsonl,
@@ -59,6 +60,7 @@ READERS: Mapping[str, Reader] = {
     "json": read_json,
     "csv": read_csv,
     "csv_semicolon": read_csv_semicolon,
+    "csv_pipe": read_csv_pipe,
     "tsv": read_tsv,
     "tsv_unquoted": read_tsv_unquoted,
     "conll": read_conll,
@@ -79,6 +81,7 @@ SUFFIXES = {
 _TOLD = {
     "json": "a JSON array",
     "csv_semicolon": "a table parted by semicolons",
+    "csv_pipe": "a table parted by `|`",
     "tsv": "a table parted by tabs",
     "tsv_unquoted": "a table parted by tabs, quotation marks being plain characters",
     "conll": "tokens in columns (CoNLL)",
@@ -194,9 +197,13 @@ def recognise_format(path: Path, name: str) -> str:
         head = read_bytes(file, 4, name)
     if head == b"PAR1":
         return "parquet"
+    if head in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+        raise DataError("this is a spreadsheet, or a zip file", at=name, hint="save it as CSV (UTF-8) or Parquet")
     sample = _sample(path, name)
     if not sample:
         raise DataError("this file is empty", at=name, hint="a data file has at least one row")
+    if len(sample) == 1 and "\r" in sample[0]:
+        raise DataError("its lines end in CR alone", at=name, hint="save it with the line ends of Unix or Windows")
     if suffix == ".json":
         return "json" if sample[0].lstrip().startswith("[") else "jsonl"
     if suffix == ".csv":
@@ -212,10 +219,9 @@ def _sample(path: Path, name: str) -> list[str]:
 
 
 def _csv(header: str) -> str:
-    """A header with tabs or semicolons and no comma is parted by them."""
-    if "," in header:
-        return "csv"
-    return "tsv" if "\t" in header else "csv_semicolon" if ";" in header else "csv"
+    """A header without a comma is parted by tabs, semicolons or `|`, where it has them."""
+    parted = {",": "csv", "\t": "tsv", ";": "csv_semicolon", "|": "csv_pipe"}
+    return next((kind for mark, kind in parted.items() if mark in header), "csv")
 
 
 def _tsv(path: Path, name: str) -> str:

@@ -176,6 +176,11 @@ def read_csv_semicolon(path: Path, name: str, columns: Columns) -> Iterator[Row]
     return _table(path, name, columns, ";", csv.QUOTE_MINIMAL)
 
 
+def read_csv_pipe(path: Path, name: str, columns: Columns) -> Iterator[Row]:
+    """Parted by `|`, strictly quoted."""
+    return _table(path, name, columns, "|", csv.QUOTE_MINIMAL)
+
+
 def read_tsv(path: Path, name: str, columns: Columns) -> Iterator[Row]:
     """Tab separated, strictly quoted."""
     return _table(path, name, columns, "\t", csv.QUOTE_MINIMAL)
