@@ -241,6 +241,17 @@ def test_numbers_are_learned_in_any_unit(fit, small: Path) -> None:
     assert after["mse"] / 3e4**2 == pytest.approx(before["mse"], abs=1e-3)
 
 
+def test_a_start_keeps_the_unit_that_its_numbers_are_counted_in(fit, small: Path) -> None:
+    texts = [row["text"] for row in rows_of(small / "moods-train.jsonl")]
+    rows = [{"text": text, "label": 100.0 + 10 * len(text)} for text in texts]
+    first = fit("first", data=rows, dev=rows[:9], task="regression")
+    nothing = {"train.steps": 1, "train.lr": 1e-9}
+    lower = [{**row, "label": row["label"] / 4} for row in rows]
+    again = fit("again", data=lower, dev=rows[:9], task="regression", init=first.folder, settings=nothing)
+    assert again.config.head.std == first.config.head.std
+    assert again.metrics["dev"]["mse"] == pytest.approx(first.metrics["dev"]["mse"], rel=1e-3)
+
+
 def test_a_trained_model_has_learned_what_a_word_tells(fit, small: Path) -> None:
     run = fit(settings={"train.epochs": 12, "train.lr": 3e-2, "model.pooling": "max", "model.unmask": "all"})
     assert run.metrics["dev"]["accuracy"] >= 0.9

@@ -295,6 +295,38 @@ def test_halving_leaves_the_worse_points_at_the_rung(folder: Path, tmp_path: Pat
     assert furthest(kept, tmp_path / "alone") <= 1e-4  # a pause changes nothing
 
 
+def test_a_rung_where_no_trial_evaluates_compares_them_all_the_same(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep]\nhalving = { factor = 2, rungs = [1] }\n[sweep.axes]\n"train.lr" = [1e-5, 1e-2, 2e-2, 1e-4]\n'
+    done = sweep(written(folder, text, **{"train.epochs": 3, "train.eval_every": 100}), out=tmp_path / "s")
+    looked = sweep(written(folder, text, **{"train.epochs": 3}), out=tmp_path / "looked")
+    assert [row["status"] for row in rows(done.folder / "all.csv")] == [
+        row["status"] for row in rows(looked.folder / "all.csv")
+    ]
+    (kept, *_) = [row["trial"] for row in rows(done.folder / "all.csv") if row["status"] == "finished"]
+    train(config=done.folder / "trials" / kept / "config.toml", out=tmp_path / "alone")
+    assert furthest(done.folder / "trials" / kept, tmp_path / "alone") <= 1e-4  # the look changes nothing
+
+
+@pytest.mark.parametrize("kind", ["dora", "lora"])
+def test_interrupted_after_a_rung_it_goes_on_to_the_same_end(folder: Path, tmp_path: Path, kind: str) -> None:
+    text = "[sweep]\ntogether = 1\nhalving = { factor = 1.01, rungs = [1] }\n"
+    text += '[sweep.axes]\n"train.lr" = [1e-3, 2e-3, 3e-3]\n'
+    settings = {"train.epochs": 2, "lora.kind": kind, "lora.dropout": 0.0}
+    file, ended = written(folder, text, f"{kind}.toml", **settings), 0
+
+    def stop_in_the_second_leg(fact: object) -> None:
+        nonlocal ended
+        ended += isinstance(fact, Ended) and fact.status == "finished"
+        if ended == 1 and isinstance(fact, Moved):
+            ended += 1
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        sweep(file, out=tmp_path / "s", listen=stop_in_the_second_leg)
+    again = sweep(file, out=tmp_path / "s", resume=True)
+    assert same(again, sweep(file, out=tmp_path / "whole"))
+
+
 def test_interrupted_it_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
     file = written(folder, '[sweep]\ntogether = 2\n[sweep.axes]\n"train.lr" = [1e-3, 2e-3, 3e-3]\n')
 
@@ -364,6 +396,62 @@ def test_optuna_is_asked_and_told_in_groups_the_same_for_a_seed(folder: Path, tm
         row["train.lr"] for row in rows(second.folder / "all.csv")
     ]
     assert first.best == second.best and len(rows(first.folder / "all.csv")) == 6
+
+
+def test_optuna_tries_only_what_the_conditions_allow(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    text = '[sweep]\nsearch = "tpe"\nbudget = { trials = 4 }\n[[sweep.grid]]\n"train.lr" = [1e-3, 2e-3, 3e-3, 4e-3]\n'
+    text += '"lora.dropout" = [0.0, 0.1, 0.2]\nwhen = { "lora.dropout" = [0.1] }\n'
+    found = rows(sweep(written(folder, text), out=tmp_path / "s").folder / "all.csv")
+    assert {row["lora.dropout"] for row in found} == {"0.1"}
+
+
+def test_the_minutes_of_a_call_that_was_stopped_count(folder: Path, tmp_path: Path) -> None:
+    text = '[sweep]\nbudget = { minutes = 1000 }\n[sweep.axes]\n"train.lr" = [1e-3]\n'
+
+    def stop(fact: object) -> None:
+        if isinstance(fact, Moved):
+            time.sleep(0.3)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        sweep(written(folder, text, **{"train.epochs": 9}), out=tmp_path / "s", listen=stop)
+    assert json.loads((tmp_path / "s" / "work" / "minutes.json").read_text()) >= 0.005
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [
+        ('{ low = "1e-4", high = 1e-3 }', r"low: '1e-4' is no number"),
+        ("{ low = 1e-4, high = 1e-3, step = 0 }", "step: 0 is no step"),
+        ("{ low = 1e-4, high = 1e-3, step = -1e-4 }", "step: -0.0001 is no step"),
+        ("{ low = 1e-3, high = 1e-4 }", "from a low to a high"),
+    ],
+)
+def test_a_range_that_is_none_is_named(folder: Path, tmp_path: Path, axis: str, says: str) -> None:
+    text = f'[sweep]\nsearch = "random"\n[sweep.axes]\n"train.lr" = {axis}\n'
+    with pytest.raises(SettingsError, match=says):
+        sweep(written(folder, text), out=tmp_path / "s")
+
+
+def test_a_range_of_fractions_between_whole_ends_has_fractions() -> None:
+    axes = {"train.warmup": {"low": 0, "high": 1, "step": 0.25}}
+    found = points(axes, search="random", budget={"trials": 5})
+    assert sorted(p["train.warmup"] for p in found) == [0, 0.25, 0.5, 0.75, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sweep": 1}, "sweep: this is a section"),
+        ({"sweep.seeds": []}, "seeds: "),
+        ({"sweep.engine": "ray", "sweep.budget.minutes": 5}, "do not count minutes"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_runs(folder, tmp_path, settings, says) -> None:
+    with pytest.raises(SettingsError, match=says):
+        sweep(written(folder, AXES), out=tmp_path / "s", settings=settings)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_budget_of_minutes_lets_no_more_trials_begin_and_says_so(folder: Path, tmp_path: Path) -> None:

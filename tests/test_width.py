@@ -203,7 +203,7 @@ def test_new_rows_are_passed_over_only_when_that_is_asked_for(tiny_folder, tmp_p
     skip = {"data.on_bad_row": "skip"}
     assert labeltune.evaluate(run.folder, path, settings=skip).metrics["bad_rows"] == 1
     answered = command("predict", run.folder, path, "--on-bad-row", "skip")
-    assert len(answered.stdout.splitlines()) == 2 and "1 rows could not be used" in answered.stderr
+    assert len(answered.stdout.splitlines()) == 2 and "1 row could not be used" in answered.stderr
 
 
 def test_a_lone_text_stands_in_the_only_field_of_the_template(tiny_folder, tmp_path):

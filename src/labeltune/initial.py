@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from labeltune.assembly import Assembly
+from labeltune.config import Config
 from labeltune.errors import RunError
 from labeltune.model.lora import Adapter
 from labeltune.model.settings import ModelConfig
@@ -43,6 +44,16 @@ def start_from(assembly: Assembly, folder: Path) -> str:
         f"{word} {', '.join(sorted(names)) or 'none'}"
         for word, names in (("labels kept", here & there), ("new", here - there), ("dropped", there - here))
     )
+
+
+def with_unit(config: Config) -> Config:
+    """The settings with the unit that the numbers of `train.init` are counted in, where they leave it open."""
+    if config.train.init is None:
+        return config
+    theirs = open_run(config.train.init).config.head
+    names = [name for name in ("mean", "std") if getattr(config.head, name) is None]
+    head = config.head.model_copy(update={name: getattr(theirs, name) for name in names})
+    return config.model_copy(update={"head": head})
 
 
 def _weights(model: ModelConfig) -> str | None:

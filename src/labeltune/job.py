@@ -27,7 +27,7 @@ from labeltune.errors import SettingsError
 from labeltune.facts import Checked, Listener, Ready, Said, Scored
 from labeltune.folder import keep_rows, parts
 from labeltune.inference import Labeller, NotFinite, caveats, lost
-from labeltune.initial import start_from
+from labeltune.initial import start_from, with_unit
 from labeltune.keys import Key
 from labeltune.labels import LabelSet
 from labeltune.ledger import Ledger
@@ -43,7 +43,6 @@ from labeltune.run import (
     WORK,
     Run,
     finite,
-    open_run,
     plain_metrics,
     unseal,
     write_run,
@@ -119,8 +118,10 @@ def prepare(
     config = with_settings(config.model_copy(update={"data": loaded.config}), {"task": loaded.task})
     task = task_of(config)
     labels = task.label_set(loaded.train, config.data)
+    if fresh:
+        config = with_unit(config)
     config = config.model_copy(update={"head": task.in_units(config.head, loaded.train)})
-    _refuse_impossible(config, task, labels, fresh)
+    _refuse_impossible(config, task, labels)
     backbone = bench.backbone(config, None if whole else config.model.depth, _divider(config, world))
     if world.sharded:
         count = f"{held(backbone.model):,} parameters in this one"
@@ -145,13 +146,11 @@ def prepare(
     return Job(folder, loaded, assembly, trial, labeller, (dev_rows, dev_store), Meter(), cut["train"], world)
 
 
-def _refuse_impossible(config: Config, task: Task, labels: LabelSet, fresh: bool) -> None:
+def _refuse_impossible(config: Config, task: Task, labels: LabelSet) -> None:
     """What can be refused before the backbone, which takes its time, is read."""
     task.higher_is_better(config.train.select or task.select)
     head: Any = SimpleNamespace(crf=CRF(task.width(labels)) if config.head.crf else None)
     task.loss(config.head, labels, np.ones(len(task.classes(labels)), dtype=np.int64), head)
-    if config.train.init is not None and fresh:
-        open_run(config.train.init)
 
 
 def _of_length(config: Config, rows: Store) -> Config:

@@ -213,6 +213,13 @@ def test_a_full_disk_at_the_end_leaves_what_resume_needs(tmp_path: Path, text_fi
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_training_that_runs_away_is_told_and_leaves_no_model(tmp_path: Path, text_file, tiny_folder, steps: int):
+    with pytest.raises(ModelError, match=r"adapt.lr: the .* is no longer finite in step .*; train into a new folder"):
+        tune(text_file, tmp_path / "out", tiny_folder, lr=1e18, tokens=512 * steps, eval_steps=1)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_what_changed_in_between_is_refused(tmp_path: Path, texts, text_file, tiny_folder):
     with pytest.raises(Stopped):
         begin(text_file, tmp_path / "out", tiny_folder, at_step(5, _stop))

@@ -222,6 +222,11 @@ def test_the_unit_of_numbers_is_that_of_the_training_rows(given, mean, std):
     assert (found.mean, found.std) == (mean, std)
 
 
+def test_numbers_too_close_for_32_bits_are_refused():
+    with pytest.raises(DataError, match=r"head.mean: the numbers lie within 15 of 1.7e\+09.*; subtract"):
+        TASKS["regression"].in_units(HeadConfig(), examples("regression", [1.7e9 - 15, 1.7e9 + 15]))
+
+
 def test_equal_numbers_have_a_unit_too():
     assert TASKS["regression"].in_units(HeadConfig(), examples("regression", [7.0, 7.0])).std == 1
 

@@ -1,16 +1,20 @@
 """The loop against padded stock transformers, and its laws: Mean, addressed randomness, resume, best weights."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
+from labeltune.keys import Key
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.training.checkpoint import load_state, save_state
-from labeltune.training.trainer import Group, Step, Trial, restore, state_of, train
+from labeltune.training.settings import TrainConfig
+from labeltune.training.trainer import Group, Plan, Step, Trial, restore, state_of, train
 
 DROPPED = LoraConfig(rank=4, dropout=0.3)
 
@@ -211,6 +215,25 @@ def test_a_step_of_all_trials_is_one_pass_of_the_backbone(make_trial) -> None:
     handle.remove()
     last.remove()
     assert len(steps) == 3 * 4 and passes == ["forward", "backward"] * 4
+
+
+@pytest.mark.parametrize("words", [{"batch_rows": 3}, {"batch_tokens": 20}])
+@pytest.mark.parametrize("epochs", [1, 2.5, 7])
+def test_a_plan_lays_the_epochs_end_to_end(words, epochs) -> None:
+    lengths = np.array([5, 9, 3, 7, 8, 20, 2, 4, 6, 1])
+    plan = Plan(lengths, TrainConfig(epochs=epochs, **words), Key.of(1))
+    each = [plan.epoch_steps(epoch) for epoch in range(8)]
+    flat = [(e, rows, rows is steps[-1]) for e, steps in enumerate(each) for rows in steps]
+    assert plan.total == sum(map(len, each[: int(epochs)])) + math.ceil((epochs % 1) * len(each[int(epochs)]))
+    assert [plan.at(step) for step in range(len(flat))] == flat
+    assert [plan.at(step) for step in reversed(range(len(flat)))] == flat[::-1]
+
+
+def test_a_late_step_is_found_without_the_epochs_before_it(monkeypatch) -> None:
+    plan, laid = Plan(np.ones(1000), TrainConfig(epochs=50), Key.of(1)), []
+    monkeypatch.setattr(Plan, "_epoch_steps", lambda self, epoch: laid.append(epoch) or [[0]] * 63)
+    assert plan.at(49 * 63 + 5)[0] == 49 and plan.at(49 * 63 + 6)[0] == 49
+    assert set(laid) <= {49}
 
 
 def test_every_row_is_trained_on_once_an_epoch(make_trial) -> None:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from labeltune.adaptation import gathering
 from labeltune.adaptation.gathering import SETTINGS, gather, same_as_before
-from labeltune.adaptation.loop import Score, Step, score, steps
+from labeltune.adaptation.loop import Score, Step, diverged, score, steps
 from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, write_figures, write_model
 from labeltune.adaptation.settings import Adaptation
 from labeltune.adaptation.setup import Setup, set_up
@@ -194,6 +194,8 @@ def _look(job: _Job, listen: Listener, *, whole: bool) -> Score | None:
     rows, micro_tokens = setup.corpus.heldout, setup.work.pace.micro_tokens
     key = setup.work.key.fold("heldout")
     found = score(setup.reader, rows, micro_tokens, key, limit) if len(rows) else None
+    if found is not None and not isfinite(found.loss):
+        raise diverged("held-out loss", setup.work.step)
     listen(Looked(setup.work.step, found, whole, *_pace(job)))
     return found
 

@@ -178,17 +178,16 @@ def steps(work: Work) -> Iterator[Step]:
     """Train to the end of the plan, yielding after each optimiser step.
 
     Raises:
-        ModelError: the loss is no longer finite; the weights are those before the step.
+        ModelError: loss or gradient are no longer finite; the weights are those before the step.
     """
     while work.step < work.plan.total:
         epoch, rows, _ = work.plan.at(work.step)
         loss, predicted = _backward(work, epoch, rows)
-        if not math.isfinite(loss):
-            message = f"the loss is no longer finite in step {work.step + 1:,}"
-            hint = "lower adapt.lr; --resume goes on from the last checkpoint"
-            raise ModelError(message, at="adapt.lr", hint=hint)
         factor = work.pace.factor(work.step, work.plan.total)
         norm = scale_and_clip(work.parameters.values(), predicted or 1, work.pace.clip)
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise diverged(name, work.step + 1)
         for optimiser in work.optimisers:
             set_lr(optimiser, factor)
             optimiser.step()
@@ -204,6 +203,12 @@ def steps(work: Work) -> Iterator[Step]:
             tokens=int(work.rows.lengths[rows].sum()),
             predicted=predicted,
         )
+
+
+def diverged(what: str, step: int) -> ModelError:
+    """The error of a training that has run away."""
+    hint = "train into a new folder with a lower adapt.lr"
+    return ModelError(f"the {what} is no longer finite in step {step:,}", at="adapt.lr", hint=hint)
 
 
 def _backward(work: Work, epoch: int, rows: Sequence[int]) -> tuple[float, int]:

@@ -32,7 +32,7 @@ Point = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers between two ends, both included: whole numbers if the ends are, equally spaced if there is a step."""
+    """Numbers between two ends, both included: whole if ends and step are, equally spaced where there is a step."""
 
     low: float
     high: float
@@ -48,8 +48,13 @@ class Range:
             return self._whole(self.low + min(int(u * places), places - 1) * self.step)
         return self._whole(self.low + u * (self.high - self.low))
 
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return all(isinstance(number, int) for number in (self.low, self.high, self.step or 0))
+
     def _whole(self, value: float) -> float:
-        return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else value
+        return round(value) if self.whole else value
 
 
 Values = tuple[Any, ...] | Range
@@ -143,7 +148,12 @@ def _values(name: str, value: Any, base: Config, at: str) -> Values:
 def _range(value: Mapping[str, Any], at: str) -> Range:
     if extra := set(value) - RANGE:
         raise SettingsError(f"{sorted(extra)[0]!r} is no part of a range", at=at, hint="it has low, high, log and step")
+    for name in ("low", "high", "step"):
+        if name in value and (isinstance(value[name], bool) or not isinstance(value[name], int | float)):
+            raise SettingsError(f"{value[name]!r} is no number", at=f"{at}.{name}", hint="write it without quotes")
     found = Range(**value)
+    if found.step is not None and not found.step > 0:
+        raise SettingsError(f"{found.step} is no step", at=f"{at}.step", hint="give a number above 0")
     if not found.low < found.high or (found.log and found.low <= 0):
         raise SettingsError("a range goes from a low to a high number", at=at, hint="log ranges begin above 0")
     return found

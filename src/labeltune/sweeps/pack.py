@@ -32,7 +32,7 @@ from labeltune.job import (
     train_figures,
     write,
 )
-from labeltune.run import LOG, WORK
+from labeltune.run import LOG, WORK, plain_metrics
 from labeltune.schema import Prediction, SpanPrediction
 from labeltune.storage import append_jsonl, read_jsonl, to_json, write_atomic
 from labeltune.sweeps.facts import Began, Ended, Moved
@@ -216,7 +216,7 @@ class _Running:
         if step.last:
             self._end(seat)
         elif self._at_the_rung(step):
-            self._pause(seat)
+            self._pause(seat, step)
         else:
             return
         self._fill()
@@ -244,28 +244,37 @@ class _Running:
         self._note(seat, trial.status)
         self._leave(seat)
 
-    def _pause(self, seat: _Seat) -> None:
-        """Keep the state of a trial that has come to the rung; whether it goes on is decided when all have."""
+    def _pause(self, seat: _Seat, step: Step) -> None:
+        """Keep the state of a trial that has come to the rung; whether it goes on is decided when all have.
+
+        Where its settings do not look at dev here, this is for the comparison alone: the trial stays what it is.
+        """
         save_checkpoint(seat.job, self._pause_path(seat.spec, self.pack.leg))
-        self._note(seat, PAUSED)
+        trial = seat.job.trial
+        looked = trial.evaluate() if step.evaluation is None and trial.evaluate else None
+        self._note(seat, PAUSED, looked)
         assert self.group is not None
         self.group.retire(seat.job.trial)
         self._leave(seat)
 
-    def _note(self, seat: _Seat, status: str) -> None:
+    def _note(self, seat: _Seat, status: str, looked: Mapping[str, float] | None = None) -> None:
+        """Write down how a trial stands. looked: its dev figures now, where no evaluation of its own has them."""
         trial, folder = seat.job.trial, seat.job.folder
         best = [line["dev"] for line in read_jsonl(folder / LOG) if line.get("best")]
+        value = trial.best_value
+        if looked is not None and trial.is_better(looked[trial.select[0]]):
+            value, best = looked[trial.select[0]], [plain_metrics(looked)]
         reason = FAILURES[status][0].format(trial.step) if status in FAILURES else None
         facts = {
             "step": trial.step,
             "epoch": trial.best_epoch,
-            "value": trial.best_value,
+            "value": value,
             "dev": best[-1] if best else {},
             **({} if reason is None else {"reason": reason}),
         }
         write_result(folder, seat.spec, status=status, **facts)
         self.journal.note("left", trial=seat.spec.number, status=status)
-        self.listen(Ended(seat.spec, status, trial.best_value, reason))
+        self.listen(Ended(seat.spec, status, value, reason))
 
     def _fail(self, spec: Spec, reason: str, status: str = FAILED) -> None:
         write_result(spec.folder(self.sweep), spec, status=status, reason=reason)

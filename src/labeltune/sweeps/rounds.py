@@ -37,6 +37,9 @@ from labeltune.sweeps.trials import (
 TRIALS_OF_A_SEARCH = 20
 """Points of a random or TPE search where the budget names none."""
 
+TRIES = 200
+"""Points that TPE may ask for until one agrees with `when`."""
+
 Better = Callable[[float, float], bool]
 
 
@@ -78,12 +81,19 @@ class Rounds:
             together.setdefault(company(spec), []).append(spec)
         packs = []
         for number, members in enumerate(together.values()):
-            groups = min(self.engine.groups, len(members))
+            groups = min(self._groups(), len(members))
             for part in range(groups):
                 chosen = tuple(members[part::groups])
                 label = f"{name}-{number}" + (f"-{part}" if groups > 1 else "")
                 packs.append(Pack(label, chosen, leg, until, self.sweep.together))
         return [pack for pack in packs if not self._is_over(pack)]
+
+    def _groups(self) -> int:
+        """Into how many packs trials of one backbone go: as when the sweep began, for the packs' journals say so."""
+        path = self.folder / WORK / "groups.json"
+        if not path.exists():
+            write_json(path, self.engine.groups)
+        return int(str(read_json(path)))
 
     def _is_over(self, pack: Pack) -> bool:
         """Whether a finished sweep is only looked at again: its journals are gone, and its trials have ended."""
@@ -102,15 +112,16 @@ class Rounds:
             scores = self._scores(specs)
             most = math.ceil(len(scores) / self.sweep.halving.factor)
             order = sorted(scores, key=lambda point: (-scores[point] if self.higher else scores[point], point))
-            write_json(path, {"epoch": until, "scores": {str(p): scores[p] for p in order}, "kept": order[:most]})
+            kept = order[:most]
+            going = [spec.number for spec in specs if spec.point in kept and self._status(spec) == PAUSED]
+            scored = {str(point): scores[point] for point in order}
+            write_json(path, {"epoch": until, "scores": scored, "kept": kept, "going": going})
         facts: Any = read_json(path)
-        kept = set(facts["kept"])
-        going = [spec for spec in specs if spec.point in kept]
         for spec in specs:
-            if spec.point not in kept:
+            if spec.point not in facts["kept"]:
                 self._prune(spec)
-        self.listen(Pruned(until, len(kept), len({spec.point for spec in specs}) - len(kept)))
-        return [spec for spec in going if self._status(spec) == PAUSED]
+        self.listen(Pruned(until, len(facts["kept"]), len({spec.point for spec in specs}) - len(facts["kept"])))
+        return [spec for spec in specs if spec.number in facts["going"]]
 
     def _scores(self, specs: Sequence[Spec]) -> dict[int, float]:
         """By point, the mean of its trials' best dev scores; a point with a trial that failed has none."""
@@ -150,8 +161,8 @@ class Rounds:
         specs: list[Spec] = []
         count, points = allowed(self.base, self.sweep) or TRIALS_OF_A_SEARCH, 0
         while points < count:
-            asked = [study.ask() for _ in range(min(self.sweep.together or 4, count - points))]
-            drawn = [self._suggested(trial) for trial in asked]
+            pairs = [self._asked(study) for _ in range(min(self.sweep.together or 4, count - points))]
+            asked, drawn = [trial for trial, _ in pairs], [point for _, point in pairs]
             new = specs_of(drawn, self.base, self.sweep, first=points)
             self._train(new, f"ask{points}-")
             scores = self._final(new)
@@ -162,8 +173,20 @@ class Rounds:
             specs += new
         return specs
 
-    def _suggested(self, trial: Any) -> Point:
-        """A value for each axis of a grid, by Optuna's names."""
+    def _asked(self, study: Any) -> tuple[Any, Point]:
+        """A trial and its point, one that `when` allows; the others are told to have failed."""
+        import optuna
+
+        for _ in range(TRIES):
+            trial = study.ask()
+            grid, point = self._suggested(trial)
+            if grid.agrees(point):
+                return trial, point
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        raise SettingsError("hardly any combination agrees with `when`", at="sweep.grid", hint="list them as grids")
+
+    def _suggested(self, trial: Any) -> tuple[Grid, Point]:
+        """A grid, and a value for each of its axes, by Optuna's names."""
         grid = self.grids[0]
         if len(self.grids) > 1:
             grid = self.grids[trial.suggest_categorical("grid", list(range(len(self.grids))))]
@@ -174,7 +197,7 @@ class Rounds:
                 point[name] = values[trial.suggest_categorical(label, list(range(len(values))))]
             else:
                 point[name] = _suggest(trial, label, values)
-        return point
+        return grid, point
 
     def _final(self, specs: Sequence[Spec]) -> dict[int, float]:
         """By point, the mean dev score of its ended trials; a point with one that failed has none."""
@@ -212,8 +235,7 @@ def allowed(base: Config, sweep: SweepConfig) -> int | None:
 
 
 def _suggest(trial: Any, label: str, values: Range) -> float:
-    whole = isinstance(values.low, int) and isinstance(values.high, int)
-    ask = trial.suggest_int if whole else trial.suggest_float
+    ask = trial.suggest_int if values.whole else trial.suggest_float
     step = {"step": values.step} if values.step is not None and not values.log else {}
     found: float = ask(label, values.low, values.high, log=values.log, **step)
     return found
@@ -231,8 +253,11 @@ def refuse_impossible(sweep: SweepConfig) -> None:
     """Settings of a sweep that exclude each other.
 
     Raises:
-        SettingsError: TPE learns from final scores, so it has no rungs.
+        SettingsError: TPE learns from final scores, so it has no rungs; who runs on a cluster counts no minutes.
     """
+    if sweep.engine == "ray" and sweep.budget.minutes is not None:
+        hint = 'use sweep.budget.trials, or sweep.engine = "local"'
+        raise SettingsError("the groups on a cluster do not count minutes", at="sweep.budget.minutes", hint=hint)
     if sweep.search == "tpe" and sweep.halving is not None:
         hint = 'use sweep.search = "random" with halving, or TPE without'
         raise SettingsError("TPE learns from final scores", at="sweep.halving", hint=hint)

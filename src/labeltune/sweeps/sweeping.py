@@ -20,12 +20,12 @@ import tomli_w
 from labeltune.assembly import task_of
 from labeltune.bench import Bench
 from labeltune.card import write_card
-from labeltune.config import Config, gather, make, read_toml
+from labeltune.config import Config, gather, make, put, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.fitting import threads
 from labeltune.folder import claimed, keep_rows
-from labeltune.interrupt import Stop, graceful
+from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.job import final_evaluation, prepare
 from labeltune.ledger import Ledger
 from labeltune.predict import answering
@@ -45,6 +45,8 @@ from labeltune.tasks import Calibration, Task
 
 FILE, DONE = "sweep.toml", "sweep.json"
 COLUMNS = ("labeltune", "hpprc")
+COUNTED_EVERY = 5.0
+"""Seconds between two notes of the minutes used."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ def sweep(
     with claimed(folder, FILE), threads(base.train.threads), graceful() as stop:
         work = _Work(folder, base, config, grids, listen, stop, snapshot_seconds)
         write_atomic(folder / FILE, _to_toml(base, config))
-        return work.run(columns, test_all)
+        try:
+            return work.run(columns, test_all)
+        except Interrupted:
+            work.count()
+            raise
 
 
 def read_sweep(file: Path, settings: Mapping[str, Any], engine: str | None = None) -> tuple[Config, SweepConfig]:
@@ -112,11 +118,9 @@ def read_sweep(file: Path, settings: Mapping[str, Any], engine: str | None = Non
         raise SettingsError("this is a section", at=f"{file}: sweep", hint="write [sweep]")
     own = {name: value for name, value in settings.items() if name.split(".")[0] == "sweep"}
     for name, value in own.items():
-        part = section
-        *path, last = name.split(".")[1:]
-        for key in path:
-            part = part.setdefault(key, {})
-        part[last] = value
+        if "." not in name:
+            raise SettingsError("this is a section", at=name, hint="set one of its settings, as in sweep.seeds=3")
+        put(section, name.removeprefix("sweep."), value)
     section["axes"] = resolved(section.get("axes", {}), file.parent)
     section["grid"] = resolved(section.get("grid", []), file.parent)
     if engine is not None:
@@ -165,10 +169,12 @@ class _Work:
         stop: Stop,
         interval: float,
     ) -> None:
-        self.folder, self.base, self.config, self.listen = folder, base, config, listen
+        self.folder, self.base, self.config, self._say = folder, base, config, listen
+        self.listen: Listener = self._hear
         self.ledger = Ledger(folder)
         self.bench: Bench = bench_of(folder)
-        self._began, self._before = time.monotonic(), self._minutes_before()
+        self._began = self._counted = time.monotonic()
+        self._before = self._minutes_before()
         loaded, said = self.bench.open(base)
         keep_rows(folder, loaded)
         _refuse_changed(folder)
@@ -179,11 +185,11 @@ class _Work:
         self.metric = base.train.select or self.task.select
         self.higher = self.task.higher_is_better(self.metric)
         engine: Engine = (
-            Ray(folder, listen, stop, config.workers, interval)
+            Ray(folder, self.listen, stop, config.workers, interval)
             if config.engine == "ray"
-            else Local(folder, self.bench, listen, stop, self._may_begin, interval)
+            else Local(folder, self.bench, self.listen, stop, self._may_begin, interval)
         )
-        self.rounds = Rounds(folder, base, config, grids, engine, listen, self.metric, self.higher)
+        self.rounds = Rounds(folder, base, config, grids, engine, self.listen, self.metric, self.higher)
 
     def run(self, columns: str, test_all: bool) -> Sweep:
         """All trials, the choice, the test scores, the tables."""
@@ -224,11 +230,20 @@ class _Work:
 
     def _may_begin(self) -> bool:
         minutes = self.config.budget.minutes
+        return minutes is None or self.count() < minutes
+
+    def count(self) -> float:
+        """The minutes so far, those of earlier calls included, written down for the next one."""
         spent = self._before + (time.monotonic() - self._began) / 60
-        if minutes is None:
-            return True
         write_json(self.folder / WORK / "minutes.json", round(spent, 3))
-        return spent < minutes
+        self._counted = time.monotonic()
+        return spent
+
+    def _hear(self, fact: object) -> None:
+        """Keep the count of a long training, which a kill may end at any step."""
+        if time.monotonic() - self._counted > COUNTED_EVERY:
+            self.count()
+        self._say(fact)
 
     def _minutes_before(self) -> float:
         path = self.folder / WORK / "minutes.json"

@@ -24,6 +24,9 @@ from labeltune.tasks.calibration import Calibration
 from labeltune.tasks.documents import DocumentTask
 from labeltune.tasks.task import Chained, Decisions, LabelOf, Loss, Spans, as_array
 
+FINEST = 1e-5
+"""Least standard deviation, in means, that fp32 resolves to one in a hundred."""
+
 
 @final
 class Regression(DocumentTask):
@@ -63,7 +66,11 @@ class Regression(DocumentTask):
         if settings.mean is not None and settings.std is not None:
             return settings
         numbers = np.array([number(example) for example in examples])
-        measured = {"mean": float(numbers.mean()), "std": float(numbers.std()) or 1.0}
+        mean, std = float(numbers.mean()), float(numbers.std())
+        if 0 < std < FINEST * abs(mean):
+            told = f"the numbers lie within {std:.3g} of {mean:.9g}, which 32-bit arithmetic cannot tell apart"
+            raise DataError(told, at="head.mean", hint=f"subtract {mean:.9g} from them")
+        measured = {"mean": mean, "std": std or 1.0}
         given = {name: value for name in measured if (value := getattr(settings, name)) is not None}
         return settings.model_copy(update={**measured, **given})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,6 +47,7 @@ class Plan:
     def __init__(self, lengths: np.ndarray, config: TrainConfig, key: Key) -> None:
         self._lengths, self._config, self._key = lengths, config, key
         self.epoch_steps = lru_cache(maxsize=2)(self._epoch_steps)
+        self._ends: list[int] = []  # the steps up to the end of each epoch that was counted
         if config.steps is not None:
             self.total = config.steps
         elif config.epochs is not None:
@@ -59,18 +61,31 @@ class Plan:
         return plan_epoch(self._lengths, permutation=order, batch_rows=rows, batch_tokens=self._config.batch_tokens)
 
     def _steps_of_epochs(self, epochs: float) -> int:
-        whole = sum(len(self.epoch_steps(epoch)) for epoch in range(int(epochs)))
-        part = epochs - int(epochs)
-        return max(1, whole + (math.ceil(part * len(self.epoch_steps(int(epochs)))) if part else 0))
+        last, part = int(epochs), epochs - int(epochs)
+        before = self._end(last - 1) if last else 0
+        return max(1, before + (math.ceil(part * (self._end(last) - before)) if part else 0))
+
+    def _end(self, epoch: int) -> int:
+        """The steps up to the end of an epoch (from 0); epochs of rows are alike, those of tokens are laid out."""
+        if self._config.batch_tokens is None:
+            return (epoch + 1) * math.ceil(len(self._lengths) / self._config.batch_rows)
+        while len(self._ends) <= epoch:
+            before = self._ends[-1] if self._ends else 0
+            self._ends.append(before + len(self._epoch_steps(len(self._ends))))
+        return self._ends[epoch]
+
+    def _epoch(self, step: int) -> int:
+        if self._config.batch_tokens is None:
+            return step // self._end(0)
+        while not self._ends or self._ends[-1] <= step:
+            self._end(len(self._ends))
+        return bisect_right(self._ends, step)
 
     def at(self, step: int) -> tuple[int, list[int], bool]:
         """Epoch, rows, and whether this is the epoch's last step, for optimiser step `step` (from 0)."""
-        epoch = 0
-        while step >= len(self.epoch_steps(epoch)):
-            step -= len(self.epoch_steps(epoch))
-            epoch += 1
-        steps = self.epoch_steps(epoch)
-        return epoch, steps[step], step == len(steps) - 1
+        epoch = self._epoch(step)
+        steps, place = self.epoch_steps(epoch), step - (self._end(epoch - 1) if epoch else 0)
+        return epoch, steps[place], place == len(steps) - 1
 
 
 @dataclass(frozen=True)
@@ -173,16 +188,19 @@ class Trial:
         due = self.step % every == 0 if isinstance(every, int) else epoch_ends
         return due or self.step >= self.plan.total
 
+    def is_better(self, value: float) -> bool:
+        """Whether a dev score is better than the best so far; what is no number is not."""
+        if self.best_value is None or not math.isfinite(value):
+            return math.isfinite(value)
+        return value > self.best_value if self.select[1] else value < self.best_value
+
     def judge(self, metrics: Mapping[str, float], epoch: int) -> bool:
         """Keep a copy of the weights if `metrics` are the best so far; count evaluations without a better one.
 
         Of equal values the one with the lower dev loss is kept, and counts as no better one for `train.patience`.
         """
-        name, higher = self.select
-        value, loss = metrics[name], metrics.get("loss", math.nan)
-        better = math.isfinite(value) and (
-            self.best_value is None or (value > self.best_value if higher else value < self.best_value)
-        )
+        value, loss = metrics[self.select[0]], metrics.get("loss", math.nan)
+        better = self.is_better(value)
         chosen = better or (value == self.best_value and loss < self.best_loss)  # never where one is no number
         if chosen:
             self.best_value, self.best_loss, self.best_step, self.best_epoch = value, loss, self.step, epoch
