@@ -239,7 +239,7 @@ def test_labels_have_no_unit(name):
 
 def test_regression_does_not_abstain():
     rows = examples("regression")
-    with pytest.raises(SettingsError, match="min-score"):
+    with pytest.raises(SettingsError, match="min_score"):
         answered("regression", rows, LabelSet(()), np.zeros((4, 1)), min_score=0.5)
 
 
