@@ -170,6 +170,17 @@ def test_what_can_be_told_is_told_before_the_backbone_is_read(refused, words: li
     assert "not there" not in refused({"d.jsonl": jsonl(GOOD)}, "d.jsonl", *sets, model="not there")
 
 
+def test_a_run_by_a_name_that_no_folder_may_have_is_told(typed, tmp_path: Path) -> None:
+    found = typed("evaluate", "x" * 300, "--data", "rows.jsonl")
+    assert found.code == 1 and "there is no such run folder" in found.err and "Traceback" not in found.err
+
+
+def test_the_folder_of_a_reproduction_may_be_no_file(typed, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    found = typed("reproduce", "ls-llama", "--out", tmp_path / "rows.jsonl")
+    assert found.code == 1 and "rows.jsonl" in found.err and "Traceback" not in found.err
+
+
 def test_a_sweep_is_no_recipe(refused) -> None:
     said = refused({"s.toml": b'[sweep.axes]\n"train.lr" = [1e-3]\n'}, "s.toml")
     assert re.search(r"s\.toml: these are the settings of a sweep; labeltune sweep s\.toml", said), said

@@ -85,6 +85,12 @@ def test_the_first_rows_are_shown_with_what_is_read(labelled: Path, tiny_folder:
     json.dumps(found.as_json())
 
 
+def test_rows_that_are_padded_as_text_are_counted(labelled: Path, tiny_folder: Path) -> None:
+    settings = {"data.pad_as_text": "block:2", "data.long": "truncate"}
+    plain, padded = (inspect(labelled, model=str(tiny_folder), settings=words) for words in ({}, settings))
+    assert padded.tokens == plain.tokens
+
+
 def test_a_limit_beyond_the_context_is_refused(labelled: Path, tiny_folder: Path) -> None:
     with pytest.raises(SettingsError, match="context"):
         inspect(labelled, model=str(tiny_folder), settings={"data.max_tokens": 10_000})

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from labeltune import SettingsError, open_run, plan
+from labeltune import SettingsError, open_run, plan, train
 from labeltune.config import make
 from labeltune.memory import gibibytes, reckon, shape_of, trained_parameters
 
@@ -73,6 +73,14 @@ def test_a_plan_is_what_the_training_then_does(finished: Path, small: Path, tiny
     assert "test" not in found.rows
 
 
+def test_a_test_split_that_is_a_share_of_the_rows_is_not_trained_on(small: Path, tiny_folder: Path, tmp_path) -> None:
+    settings = {"train.epochs": 2, "train.batch_rows": 4, "train.threads": 1, "lora.rank": 2, "data.test": 0.4}
+    words = {"dev": 0.2, "model": str(tiny_folder), "settings": settings}
+    found = plan(small / "moods-train.jsonl", measure=False, **words)
+    run = train(small / "moods-train.jsonl", out=tmp_path / "run", **words)
+    assert found.steps == run.metrics["train"]["steps"] and set(found.rows) == {"train", "dev"}
+
+
 def test_on_the_command_line(typed, small: Path, tiny_folder: Path) -> None:
     words = ("plan", small / "moods-train.jsonl", "--dev", small / "moods-dev.jsonl", "--model", tiny_folder)
     shown = typed(*words, "--gpu", "24GB", "--no-measure")
@@ -88,7 +96,7 @@ def test_several_processes_share_a_step_and_do_as_many_of_them(small: Path, tiny
     assert two.measured is not None and two.seconds is not None
 
 
-@pytest.mark.parametrize("text", ["", "many", "-3GB", "0GB"])
+@pytest.mark.parametrize("text", ["", "many", "-3GB", "0GB", "inf", "nan"])
 def test_a_size_that_is_none_is_told(text: str) -> None:
     with pytest.raises(SettingsError, match="is no size"):
         gibibytes(text)

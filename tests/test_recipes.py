@@ -463,6 +463,31 @@ def test_a_run_says_which_figure_it_stands_beside_and_whether_it_may(tiny_folder
     assert f"Recipe `{recipe.name}`" in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_gone_on_with_a_finished_run_the_verdict_stays(tiny_folder, tmp_path: Path) -> None:
+    recipe, folder = find("ls-unllama-7b/wnut17@clean"), fixture("wnut17", tmp_path)
+    words = {"out": tmp_path / "run", "data": folder, "model": str(tiny_folder)}
+    done = run_recipe(
+        recipe, settings={"train.epochs": 1, "train.threads": 1, "lora.rank": 2, "eval.merge": True}, **words
+    )
+    kept = {"train.epochs": 1, "train.threads": 1, "lora.rank": 2}
+    again = run_recipe(recipe, settings=kept, resume=True, **words)  # what differed at first differs still
+    assert (again.score, again.comparable, again.why) == (done.score, False, done.why)
+    assert "eval.merge" in done.why
+
+
+def test_a_training_whose_figure_was_not_noted_any_more_is_not_lost(tiny_folder, tmp_path: Path) -> None:
+    quick = {"train.epochs": 1, "train.threads": 1, "lora.rank": 2}
+    words = dict(out=tmp_path / "t", only="ls-unllama-7b/wnut17@clean", seeds=1, settings=quick)
+    words |= {"data": fixture("wnut17", tmp_path), "model": str(tiny_folder)}
+    (line,) = reproduce("ls-llama", **words)
+    (tmp_path / "t" / "cells.jsonl").unlink()
+    (run,) = (tmp_path / "t" / "runs").glob("*/*/log.jsonl")
+    before = run.stat().st_mtime_ns
+    (again,) = reproduce("ls-llama", **words)
+    assert line.mean is not None and (again.mean, again.note) == (line.mean, line.note)
+    assert run.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("name", ["0110@clean", "1000@published"])
 def test_mask_groups_run_on_a_shallow_backbone(name, tiny_folder, tmp_path: Path) -> None:
     recipe = find(f"mask-groups-llama-2-7b/conll2003-{name}")

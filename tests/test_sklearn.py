@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
+from labeltune import evaluate
 from labeltune.errors import DataError, RunError
 from labeltune.sklearn import LabelTuneClassifier, LabelTuneTagger
 
@@ -185,6 +186,19 @@ def test_what_is_saved_is_a_run_folder_too(classifier: LabelTuneClassifier, mood
     classifier.save(tmp_path / "saved")
     answers = load(tmp_path / "saved" / "run").predict(moods[0])
     assert [answer.label for answer in answers] == list(classifier.predict(moods[0]))
+
+
+@pytest.mark.parametrize("settings", [{"data.template": "Read Bob: {tokens}"}, {"data.normal_form": "NFKC"}], ids=str)
+def test_tags_sit_on_the_tokens_as_they_were_given(names, tiny_folder: Path, tmp_path: Path, settings) -> None:
+    company = "\u337f"  # one sign, of which NFKC makes four
+    tokens = [[company, *row] for row in names[0]]
+    tags = [["O", "B-PER", *["O"] * (len(row) - 2)] for row in tokens]
+    learn = {"train.threads": 1, **settings}
+    fitted = LabelTuneTagger(str(tiny_folder), lr=1e-2, epochs=40, settings=learn).fit(tokens, tags)
+    fitted.save(tmp_path / "saved")
+    rows = [{"tokens": words, "tags": gold} for words, gold in zip(tokens, tags, strict=True)]
+    found = evaluate(tmp_path / "saved" / "run", rows).metrics["span_f1"]
+    assert fitted.score(tokens, tags) == pytest.approx(found) and found > 0.5
 
 
 def test_a_tagger_gives_a_tag_for_each_token(tagger: LabelTuneTagger, names, tmp_path: Path) -> None:

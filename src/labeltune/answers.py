@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from labeltune.errors import SettingsError
 from labeltune.run import finite
-from labeltune.schema import Example, Prediction
+from labeltune.schema import Example, Prediction, in_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ def with_input(example: Example, prediction: Prediction) -> Answered:
     answer = answer_fields(in_column(example, prediction))
     taken = {*answer, *example.fields}
     fields = {_free(name, taken) if name in answer else name: _sayable(cell) for name, cell in example.fields.items()}
-    if prediction.spans is not None and example.text not in example.fields.values():
-        fields.setdefault("text", example.text)  # offsets refer to it
+    if prediction.spans is not None and (text := read_text(example)) not in example.fields.values():
+        fields.setdefault("text", text)  # offsets refer to it
     return Answered(fields, answer)
 
 
@@ -63,16 +63,9 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def in_column(example: Example, prediction: Prediction) -> Prediction:
-    """Spans found in a templated text, counted from the start of the column that the gold spans sit on.
-
-    What was found in the template's other fields has no place in that column and is left out.
-    """
-    if prediction.spans is None or example.body is None:
-        return prediction
-    start, end = example.body
-    inside = (span for span in prediction.spans if start <= span.start and span.end <= end)
-    return replace(prediction, spans=tuple(replace(s, start=s.start - start, end=s.end - start) for s in inside))
+def read_text(example: Example) -> str:
+    """The text that the offsets of `in_column` refer to: in a template, the column's part of it."""
+    return example.text if example.body is None else example.text[slice(*example.body)]
 
 
 def _sayable(cell: object) -> object:

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from labeltune.inference import caveats
 from labeltune.ledger import Ledger
-from labeltune.run import CARD, SPLITS, Run, is_number
+from labeltune.run import CARD, SPLITS, Run, is_number, number
 from labeltune.storage import read_json, write_atomic
 
 PACKAGES = ("labeltune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
@@ -114,7 +114,7 @@ def write_card(run: Run) -> None:
 def render(run: Run) -> str:
     """The card as Markdown."""
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    environment.filters["number"] = _number
+    environment.filters["number"] = number
     figures = run.metrics
     splits = [name for name in ("dev", "test") if name in figures]
     config = run.config
@@ -134,7 +134,7 @@ def render(run: Run) -> str:
         caveats=[f"{name}: {sentence}" for name in ("train", *splits) for sentence in caveats(figures[name])],
         figures=figures,
         recipe=figures.get("recipe"),
-        rows=[[name, *(_number(figures[split].get(name)) for split in splits)] for name in numbers],
+        rows=[[name, *(number(figures[split].get(name)) for split in splits)] for name in numbers],
         metrics=numbers,
         by_part={split: _parts(figures[split]["parts"], numbers) for split in splits if "parts" in figures[split]},
         batch=f"{config.train.batch_tokens} tokens" if config.train.batch_tokens else f"{config.train.batch_rows} rows",
@@ -155,7 +155,7 @@ def _adapter(lora: dict[str, Any]) -> str:
 
 
 def _parts(parts: dict[str, dict[str, Any]], metrics: list[str]) -> list[list[str]]:
-    return [[part, *(_number(figures.get(name)) for name in metrics)] for part, figures in parts.items()]
+    return [[part, *(number(figures.get(name)) for name in metrics)] for part, figures in parts.items()]
 
 
 def _in_order(splits: Any) -> dict[str, Any]:
@@ -164,12 +164,6 @@ def _in_order(splits: Any) -> dict[str, Any]:
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not Path(name).exists()
-
-
-def _number(value: Any) -> str:
-    if not is_number(value):
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _versions() -> dict[str, str]:

@@ -116,7 +116,10 @@ def train(
     from labeltune.screen import Screen
 
     if recipe is not None:
-        _train_recipe(recipe, data, run, model, _settings(sets, on_bad_row), resume, json_)
+        flags = {"data.dev": _number_or_name(dev), "data.test": _number_or_name(test), "task": task}
+        flags |= {"train.init": None if init is None else str(init)}
+        given = {name: value for name, value in flags.items() if value is not None}
+        _train_recipe(recipe, data, run, model, given | _settings(sets, on_bad_row), resume, json_)
         return
     file = data if data and data.endswith(".toml") else None
     with Screen(err, quiet=json_ or not _speaks()) as screen:
@@ -174,7 +177,7 @@ def reproduce(
     backbone: Annotated[str | None, typer.Option("--backbone", help="Another backbone for all.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A folder with the data sets [the hub].")] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", help="Trainings per recipe [1 as published, 5 clean].")
+        int | None, typer.Option("--seeds", min=1, help="Trainings per recipe [1 as published, 5 clean].")
     ] = None,
     sets: Sets = None,
     json_: Json = False,

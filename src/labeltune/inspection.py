@@ -182,8 +182,9 @@ def count_tokens(split: Dataset, encoder: Encoder, config: Config, task: Task, l
 
 def _windowed(config: Config, encoder: Encoder, task: Task, labels: LabelSet) -> Encoder:
     """The encoder that loses nothing, whatever `data.long` and `data.max_windows` say: lengths must come out."""
-    whole = {"data.long": "window", "data.max_windows": MANY_WINDOWS}
-    return make_encoder(with_settings(config, whole), task, labels, encoder.tokenizer)
+    whole = {"long": "window", "max_windows": MANY_WINDOWS, "pad_as_text": None}
+    data = config.data.model_copy(update=whole)
+    return make_encoder(config.model_copy(update={"data": data}), task, labels, encoder.tokenizer)
 
 
 def units_of(row: Encoded) -> list[tuple[int, int]]:

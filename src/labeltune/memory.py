@@ -66,7 +66,7 @@ def gibibytes(text: str) -> float:
         found = float(number)
     except ValueError:
         found = 0.0
-    if not found > 0:
+    if not 0 < found < float("inf"):
         raise SettingsError(f"{text!r} is no size", at="--gpu", hint="for example --gpu 24GB")
     return found
 

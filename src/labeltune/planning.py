@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS, Group
 from labeltune.training.trainer import Plan as Order
 from labeltune.training.trainer import train as steps
 
+S = TypeVar("S")
 LOOKED_AT = 6
 """Steps of the measurement; the first one only warms up."""
 
@@ -112,8 +113,10 @@ def plan(
     asked = gather(config, {**named, "model.name": model, "task": task}, settings or {})
     if asked.model.name is None:
         raise SettingsError("a plan needs a model", at="model.name", hint="--model mini, say")
-    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"test": None})})
+    if not isinstance(asked.data.test, float):  # a share of the training rows is none of them
+        asked = asked.model_copy(update={"data": asked.data.model_copy(update={"test": None})})
     seen = inspect(data if given[0] is not None else None, dev=dev if given[1] is not None else None, config=asked)
+    seen = replace(seen, rows=_without_test(seen.rows), tokens=_without_test(seen.tokens))
     train = scheduled(asked.train, seen.tokens["train"].rows, seen.tokens["train"].total)
     asked = with_settings(asked, {"task": seen.task}).model_copy(update={"train": train})
     shape = shape_of(asked)
@@ -129,6 +132,10 @@ def plan(
     seconds = None if measured is None else measured.seconds(asked, seen.tokens) / processes
     cost = None if seconds is None or price is None else seconds / 3600 * price
     return Plan(asked, seen.rows, seen.tokens, total, trained, memory, measured, seconds, cost)
+
+
+def _without_test(splits: Mapping[str, S]) -> dict[str, S]:
+    return {name: of for name, of in splits.items() if name != "test"}
 
 
 def pass_tokens(config: Config, tokens: Tokens) -> int:

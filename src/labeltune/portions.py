@@ -41,7 +41,7 @@ def portions(examples: Iterable[Example], config: DataConfig, rows: int = CHUNK)
     while held:
         now, after = held[:size], held[size:]
         yield Portion(number, now, before, after)
-        before = [*before, *now][len(before) + len(now) - margin :] if margin else []
+        before = [*before, *now][-margin:] if margin else []
         held = after + list(islice(stream, size + margin - len(after)))
         number += 1
 

@@ -28,7 +28,7 @@ from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel, merge
 from labeltune.portions import Portion, answer, portions
 from labeltune.run import BACKBONE, SPLITS, TOKENIZER, Run, open_run, plain_metrics
-from labeltune.schema import Encoded, Example, Prediction
+from labeltune.schema import Encoded, Example, Prediction, in_column
 from labeltune.settings import known_names
 from labeltune.storage import read_json, refuse_file, to_json, write_atomic
 from labeltune.tasks import Calibration
@@ -73,11 +73,12 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """One prediction per item, in order, while the items come; at most `CHUNK` of them are held in memory.
 
-        Items are what `predict` takes, or examples. What the first hundred are settles the columns.
+        Items are what `predict` takes, or examples. What the first hundred are settles the columns. Spans count
+        characters of the column that they are in, whatever the run's template puts around it.
         """
         refuse_score(min_score)
         for portion in portions(self.examples(items_of(items)), self.encoder.config, CHUNK):
-            yield from self.answer(portion, min_score=min_score, scores=scores)
+            yield from map(in_column, portion.rows, self.answer(portion, min_score=min_score, scores=scores))
 
     def answer(
         self,

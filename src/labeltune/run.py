@@ -18,6 +18,7 @@ from labeltune.labels import LabelSet
 from labeltune.storage import (
     HOLDER_NAME,
     LOCK_NAME,
+    is_there,
     read_json,
     safe_child,
     sha256_file,
@@ -78,7 +79,7 @@ def seal(folder: Path, state: str) -> None:
 def open_run(path: str | Path) -> Run:
     """Open and verify a run folder; a RunError says what is missing or changed."""
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_there(folder) or not folder.is_dir():
         raise RunError("there is no such run folder", at=str(folder), hint="name a folder that `train` has written")
     state = state_of(folder)
     if state is None:
@@ -159,6 +160,15 @@ def finite(value: float) -> float | None:
 def is_number(value: object) -> bool:
     """Whether a value of `metrics.json` is a figure; stamps such as `switches` are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def number(value: object) -> str:
+    """A figure as people read it: four places, four digits where it is large; a dash for what is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return "–"
+    return f"{value:,.4g}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

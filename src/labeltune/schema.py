@@ -9,7 +9,7 @@ token range of one target inside one window; a target that no window holds whole
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,3 +139,15 @@ class Prediction:
     scores: Mapping[str, float] | None = None
     value: float | None = None
     spans: tuple[SpanPrediction, ...] | None = None
+
+
+def in_column(example: Example, prediction: Prediction) -> Prediction:
+    """Spans found in a templated text, counted from the start of the column that the gold spans sit on.
+
+    What was found in the template's other fields has no place in that column and is left out.
+    """
+    if prediction.spans is None or example.body is None:
+        return prediction
+    start, end = example.body
+    inside = (span for span in prediction.spans if start <= span.start and span.end <= end)
+    return replace(prediction, spans=tuple(replace(s, start=s.start - start, end=s.end - start) for s in inside))

@@ -13,7 +13,7 @@ from rich.table import Table
 from labeltune.bars import Bars
 from labeltune.facts import Checked, Ready, Said, Scored
 from labeltune.inference import caveats
-from labeltune.run import is_number
+from labeltune.run import is_number, number
 from labeltune.training.trainer import Step
 
 SHOWN = ("accuracy", "macro_f1", "span_f1", "span_precision", "mse", "spearman")
@@ -80,7 +80,7 @@ class Screen(Bars):
             self.say(f"step {step.step:,}: memory ran out; from here on {step.micro_tokens:,} tokens a pass")
         if step.evaluation is not None:
             names = _shown(step.evaluation.metrics, self._select)
-            shown = "  ".join(f"{name} {step.evaluation.metrics[name]:.4f}" for name in names)
+            shown = "  ".join(f"{name} {number(step.evaluation.metrics[name])}" for name in names)
             star = "  [green]best[/]" if step.evaluation.best else ""
             self.mark(f"epoch {step.epoch:>2}  step {step.step:>5,}  loss {self._loss:.4f}  dev {shown}{star}")
         if step.trial.status == "diverged":
@@ -105,5 +105,5 @@ def metrics_table(title: str, columns: dict[str, Any]) -> Table:
     for metric in dict.fromkeys(name for values in columns.values() for name in values):
         cells = [values.get(metric) for values in columns.values()]
         if all(map(is_number, cells)):
-            table.add_row(metric, *(f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}" for cell in cells))
+            table.add_row(metric, *map(number, cells))
     return table

@@ -19,7 +19,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-from labeltune.data.examples import token_places
+from labeltune.data.examples import normalised, token_places
 from labeltune.errors import DataError, RunError
 from labeltune.fitting import train
 from labeltune.labels import align, spans_of, tags_of
@@ -215,7 +215,8 @@ class LabelTuneTagger(_Estimator):
         rows = _token_lists(X)
         answers = iter(self.predictor_.predict([{"tokens": tokens} for tokens in rows if tokens]))
         found = np.empty(len(rows), object)
-        found[:] = [_tags(tokens, next(answers).spans) if tokens else [] for tokens in rows]
+        form = self.predictor_.run.config.data.normal_form
+        found[:] = [_tags(tokens, next(answers).spans, form) if tokens else [] for tokens in rows]
         return found
 
     def score(self, X: Any, y: Any) -> float:
@@ -237,6 +238,8 @@ def _token_lists(X: Any) -> list[list[str]]:
     return [row for row in rows if row is not None]
 
 
-def _tags(tokens: Sequence[str], spans: Sequence[Span]) -> list[str]:
-    found = align([Span(span.start, span.end, span.label) for span in spans], token_places(tokens))
+def _tags(tokens: Sequence[str], spans: Sequence[Span], form: str) -> list[str]:
+    """The tags of the tokens; spans count characters of the tokens as they were read, in this normal form."""
+    places = token_places([normalised(token, form) for token in tokens])
+    found = align([Span(span.start, span.end, span.label) for span in spans], places)
     return tags_of(found.unit_spans, len(tokens))

@@ -18,6 +18,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, SpanGroup
 from spacy.util import filter_spans
 
+from labeltune.answers import refuse_score
 from labeltune.predict import Predictor, load
 from labeltune.schema import Prediction, SpanPrediction
 
@@ -43,6 +44,9 @@ class LabeltunePipe:
 
     predictor: Predictor
     min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        refuse_score(self.min_score)
 
     def __call__(self, doc: Doc) -> Doc:
         """The same document, answered."""

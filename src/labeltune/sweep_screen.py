@@ -9,6 +9,7 @@ from rich.table import Table as Grid
 
 from labeltune.bars import Bars
 from labeltune.facts import Said
+from labeltune.run import number
 from labeltune.sweeps.facts import Began, Ended, Moved, Planned, Pruned, Tested
 from labeltune.sweeps.sweeping import Sweep
 from labeltune.sweeps.tables import shown
@@ -37,7 +38,7 @@ class SweepScreen(Bars):
             task = self.bars.add_task(fact.spec.name, total=fact.total, completed=fact.step, facts=_point(fact.spec))
             self._running[fact.spec.number] = task
         elif isinstance(fact, Moved):
-            value = "" if fact.value is None else f"  {fact.value:.4f}"
+            value = "" if fact.value is None else f"  {number(fact.value)}"
             self.bars.update(self._running[fact.spec.number], completed=fact.step, facts=_point(fact.spec) + value)
         elif isinstance(fact, Ended):
             self._ended(fact)
@@ -53,7 +54,7 @@ class SweepScreen(Bars):
             self.bars.remove_task(task)
         if self._all is not None:
             self.bars.advance(self._all)
-        value = "" if fact.value is None else f"  dev {self._metric} {fact.value:.4f}"
+        value = "" if fact.value is None else f"  dev {self._metric} {number(fact.value)}"
         reason = f"  ({fact.reason})" if fact.reason else ""
         self.say(f"{fact.spec.name}  {_point(fact.spec)}  {fact.status}{value}{reason}")
 

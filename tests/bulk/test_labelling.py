@@ -219,6 +219,55 @@ def test_portions_give_what_the_whole_stream_gives_neighbours_included(
     assert len(next(portions(rows, predictor.encoder.config, size)).rows) == min(size, len(rows))
 
 
+def test_portions_smaller_than_the_context_have_all_of_it() -> None:
+    found = list(portions(list("abcdefgh"), DataConfig(context=3), 2))
+    assert ["".join(portion.before) for portion in found] == ["", "ab", "bcd", "def"]
+    assert ["".join(portion.after) for portion in found] == ["cde", "efg", "gh", ""]
+
+
+# Plain lines
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"{word} is parcel {number}" for number in range(40) for word in ("how", "what")],
+        ["2 parcels are missing", "3 parcels are missing"],
+        ["I need more vitamin B"],
+    ],
+    ids=["few first words", "numbers", "a letter that is a tag"],
+)
+def test_plain_lines_are_texts_whatever_they_begin_or_end_with(
+    finished: Path, tmp_path: Path, lines: list[str]
+) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
+    assert [row["text"] for row in predict_files(finished, [tmp_path / "in.txt"])] == lines
+
+
+def test_lines_of_the_runs_own_labels_are_read_as_in_training_and_that_is_said(finished: Path, tmp_path: Path) -> None:
+    label, heard = load(finished).labels[0], Heard()
+    (tmp_path / "in.txt").write_text(f"{label} the hen\n{label} the ring\n")
+    found = list(predict_files(finished, [tmp_path / "in.txt"], watch=heard))
+    assert [(row["input_label"], row["text"]) for row in found] == [(label, "the hen"), (label, "the ring")]
+    assert heard.sentences == ["in.txt is read as lines of `LABEL text`"]
+
+
+def test_a_file_that_was_cut_off_is_named(finished: Path, tmp_path: Path, typed) -> None:
+    whole = gzip.compress("".join(json.dumps({"text": f"the hen {n * 7919}"}) + "\n" for n in range(4000)).encode())
+    (tmp_path / "in.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    found = typed("predict", finished, tmp_path / "in.jsonl.gz", "--out", tmp_path / "out.jsonl")
+    assert found.code == 1 and "in.jsonl.gz" in found.err and "cut off" in found.err
+
+
+@pytest.mark.parametrize("form", ["out.csv", "out.tsv"])
+def test_bytes_are_written_into_tables_as_rows_say_them(finished: Path, tmp_path: Path, form: str) -> None:
+    table = pa.table({"text": ["the hen", "the ring"], "raw": [b"\xff\x00", None]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    with answered(finished, tmp_path / "in.parquet", tmp_path / form).open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file, delimiter="\t" if form.endswith("tsv") else ","))
+    assert [row["raw"] for row in found] == ['{"bytes": "ff00"}', ""]
+
+
 # What is said
 
 

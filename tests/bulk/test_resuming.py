@@ -179,6 +179,21 @@ def test_it_is_not_begun_again_and_not_gone_on_with_otherwise(
         predict_to(to, open_job(finished, [own], rows=100), resume=True)
 
 
+def test_another_folder_is_not_gone_on_with(finished: Path, source: Path, tmp_path: Path, monkeypatch) -> None:
+    to = tmp_path / "out.jsonl"
+    for name in ("calm", "cross"):
+        for folder in ("one", "other"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for number in range(200):
+                (tmp_path / folder / name / f"{number}.txt").write_text(f"the hen {number}")
+    interrupted(monkeypatch, finished, tmp_path / "one", to)
+    with pytest.raises(RunError, match="begun with other sources and files"):
+        predict_to(to, open_job(finished, [tmp_path / "other"], rows=100), resume=True)
+    (tmp_path / "one" / "calm" / "0.txt").write_text("the ring")
+    with pytest.raises(RunError, match="begun with other files"):
+        predict_to(to, open_job(finished, [tmp_path / "one"], rows=100), resume=True)
+
+
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
     finished: Path, source: Path, tmp_path: Path, typed, monkeypatch
 ) -> None:

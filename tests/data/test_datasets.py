@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import ClassVar
 
+import pandas as pd
 import pytest
 
 from labeltune.data.datasets import load, open_dataset, refuse_leaks
@@ -49,6 +50,11 @@ def test_columns_and_task_are_guessed_where_unambiguous(row, task, text, label):
     example = next(iter(loaded.train))
     assert (loaded.task, example.text, example.label) == (task, text, label)
     assert any("label from" in sentence for sentence in loaded.said)
+
+
+def test_a_frame_may_have_a_column_called_features():
+    frame = pd.DataFrame({"text": ["a b", "c d"], "label": ["x", "y"], "features": [1, 2]})
+    assert [row.text for row in load(DataConfig(), None, data=frame, dev=frame).train] == ["a b", "c d"]
 
 
 def test_many_fractions_in_a_table_are_measures(tmp_path):

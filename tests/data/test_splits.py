@@ -123,6 +123,12 @@ def test_the_seed_of_the_split_may_be_another_than_the_training_s():
     assert held_out(rows, seed=1, split_seed=7) == held_out(rows, seed=2, split_seed=7) == held_out(rows, seed=7)
 
 
+def test_there_may_be_hundreds_of_folds():
+    rows = classes(a=220, b=220)
+    parts = [held_out(rows, fold=f"{k}/200")["dev"] for k in (1, 150, 200)]
+    assert all(parts) and len(set().union(*parts)) == sum(map(len, parts))
+
+
 @pytest.mark.parametrize("fold", ["6/5", "1/1"])
 def test_a_fold_that_is_no_part_is_told(fold):
     with pytest.raises(SettingsError, match="is no part of a whole"):

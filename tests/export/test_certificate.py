@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -58,7 +59,7 @@ def trained(small: Path, model: Path, out: Path, kind: str = "moods", **settings
 def certified(run: Path, to: str, out: Path) -> dict:
     export(run, to, out=out)
     found = json.loads((out / "certificate.json").read_text())
-    assert found["holds"] and found["change"]["rows"] == 8 and found["change"]["max_logit"] > 0
+    assert found["holds"] and found["change"]["rows"] in (6, 8) and found["change"]["max_logit"] > 0
     assert found["change"]["max_logit_change"] <= 1e-4 * max(1, found["change"]["max_logit"])
     return found
 
@@ -162,6 +163,41 @@ def test_a_mean_is_a_bias_of_our_graph_and_none_of_stock_classes(small, tiny_fol
     certified(run, to, tmp_path / "x")
     answers = load(run).predict(["the hen sang"]), graph(tmp_path / "x").predict(["the hen sang"])
     assert answers[0][0].value == pytest.approx(answers[1][0].value, rel=1e-4) and answers[0][0].value > 500
+
+
+@pytest.mark.slow
+def test_a_graph_reads_a_template_as_the_run_does(small: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (small / "names-train.jsonl").read_text().splitlines()]
+    rows = [{"text": " ".join(row["tokens"]), "spans": [[0, len(row["tokens"][0]), "PER"]]} for row in lines]
+    for name, part in (("train", rows[8:]), ("dev", rows[:8])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    settings = QUICK | {"data.template": "Read Bob: {text}", "train.steps": 60, "train.lr": 3e-2}
+    data, dev, out = tmp_path / "train.jsonl", tmp_path / "dev.jsonl", tmp_path / "run"
+    train(data, dev=dev, model=str(tiny_folder), out=out, settings=settings)
+    certified(out, "onnx", tmp_path / "x")
+    texts = [row["text"] for row in rows]
+    ours, theirs = load(out).predict(texts), graph(tmp_path / "x").predict(texts)
+    assert any(one.spans for one in ours)
+    assert [[(s.start, s.end, s.label) for s in one.spans] for one in ours] == [
+        [(s.start, s.end, s.label) for s in one.spans] for one in theirs
+    ]
+
+
+def test_the_dev_rows_of_a_hub_data_set_are_found_again(small: Path, tiny_folder: Path, tmp_path: Path, monkeypatch):
+    parts = {"train": "moods-train.jsonl", "validation": "moods-dev.jsonl"}
+    whole = datasets.DatasetDict(
+        {name: datasets.Dataset.from_json(str(small / file), cache_dir=str(tmp_path)) for name, file in parts.items()}
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda owner, config=None: whole)
+    for name, dev in (("split", "validation"), ("share", 0.25)):
+        train("hf:me/moods", dev=dev, model=str(tiny_folder), out=tmp_path / name, settings=QUICK)
+        certified(tmp_path / name, "transformers", tmp_path / f"{name}-x")
+    train(whole["train"], dev=whole["validation"], model=str(tiny_folder), out=tmp_path / "memory", settings=QUICK)
+    with pytest.raises(RunError, match="the dev rows were in memory alone"):
+        export(tmp_path / "memory", "transformers")
+    export(tmp_path / "memory", "transformers", data=small / "moods-dev.jsonl")  # the same rows, in a file
+    with pytest.raises(DataError, match="not the dev rows of the training"):
+        export(tmp_path / "memory", "peft", data=small / "moods-test.jsonl")
 
 
 def test_a_dev_file_that_changed_is_refused(finished: Path, small: Path, tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def _recomputed(backbone):
         ("opt", {"q_proj", "k_proj", "v_proj", "out_proj"}),
         ("bert", {"query", "key", "value", "dense"}),
         ("falcon", {"query_key_value", "dense"}),
-        ("mamba", {"in_proj", "x_proj", "dt_proj", "out_proj"}),
+        ("mamba", {"in_proj", "x_proj"}),  # one is never called, one PEFT refuses
     ],
 )
 def test_the_adapted_layers_are_attentions_own(name, leaves, tiny_model):
@@ -371,6 +371,24 @@ def test_the_adapted_layers_are_attentions_own(name, leaves, tiny_model):
     assert {module.rpartition(".")[2] for module in modules} == leaves
     assert len(modules) == 4 * len(leaves)
     assert all(backbone.model.get_submodule(module) is found for module, found in modules.items())
+
+
+def test_a_layer_that_reads_positions_too_is_not_adapted_unless_it_is_named(tiny_model):
+    words = {"share_att_key": True, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+    backbone = wrap(tiny_model("deberta-v2", **words))
+    assert {name.rpartition(".")[2] for name in backbone.linear_modules()} == {"value_proj", "dense"}
+    assert len(backbone.linear_modules(["query_proj"])) == 4
+
+
+def test_the_size_is_that_of_what_comes_out(tiny_model):
+    backbone = wrap(tiny_model("opt", word_embed_proj_dim=16))
+    assert backbone.hidden_size == 16
+
+
+@pytest.mark.parametrize(("name", "own"), [("luke", 62), ("mpnet", 62), ("xlm-roberta", 62), ("bert", 64)])
+def test_positions_that_begin_behind_the_padding_shorten_the_context(tiny_model, name, own):
+    stock = tiny_model(name, max_position_embeddings=64, pad_token_id=1)
+    assert wrap(stock).context == own
 
 
 def test_targets_are_found_by_the_end_of_their_name(tiny_model):

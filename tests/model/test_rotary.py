@@ -88,6 +88,18 @@ def test_a_module_that_rotates_otherwise_stays(tiny_model, monkeypatch) -> None:
     assert not any(isinstance(module, RotaryAttention) for module in wrap(tiny_model("llama")).modules())
 
 
+def test_queries_that_grow_with_their_position_stay(tiny_model) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    grows = {"llama_4_scaling_beta": 1.0, "original_max_position_embeddings": 4}
+    stock = tiny_model("ministral3", rope_parameters=rope | grows)
+    assert not any(isinstance(module, RotaryAttention) for module in wrap(stock).modules())
+
+
+def test_values_that_are_clipped_stay(tiny_model) -> None:
+    assert not any(isinstance(module, RotaryAttention) for module in wrap(tiny_model("olmo", clip_qkv=8.0)).modules())
+    assert any(isinstance(module, RotaryAttention) for module in wrap(tiny_model("olmo")).modules())
+
+
 def test_a_module_with_weights_of_its_own_stays() -> None:
     odd = nn.Module()
     for name in rotary.LAYERS:

@@ -112,6 +112,13 @@ def test_a_regression_has_no_score_to_abstain_by(served: Running) -> None:
     assert reply.status_code == 422
 
 
+def test_a_least_score_of_the_kserve_form_is_a_probability(served: Running) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    for least, status in ((0.5, 200), (70, 422)):
+        asked = {"inputs": [tensor], "parameters": {"min_score": least}}
+        assert served.client.post("/v2/models/moods/infer", json=asked).status_code == status
+
+
 def test_unknown_runs_are_404_and_the_nearest_is_named(served: Running) -> None:
     reply = served.client.post("/runs/mood/predict", json={"texts": "a"})
     assert reply.status_code == 404

@@ -52,6 +52,13 @@ def test_tei_tells_a_text_a_batch_and_a_pair_apart(served: Running, runs: dict[s
     assert "pairs" in refused.json()["error"]
 
 
+@pytest.mark.parametrize("inputs", [[], [[]], ""])
+@pytest.mark.parametrize("run", ["moods", "classification"])
+def test_tei_without_a_text_is_the_clients_fault(served: Running, run: str, inputs: object) -> None:
+    reply = served.client.post(f"/tei/{run}/predict", json={"inputs": inputs})
+    assert reply.status_code == 422 and reply.json()["error"]
+
+
 def test_tei_gives_logits_and_cuts_where_asked(served: Running, runs: dict[str, Path]) -> None:
     raw = post(served, "/tei/moods/predict", {"inputs": TEXTS[0], "raw_scores": True})
     (said,) = offline(runs["moods"], TEXTS[:1])
@@ -164,6 +171,16 @@ def test_tensors_that_do_not_fit_are_refused(served: Running, change: dict[str, 
     reply = served.client.post("/v2/models/moods/infer", json={"inputs": [tensor]})
     assert reply.status_code == 400
     assert said in reply.json()["error"]
+
+
+def test_outputs_are_bytes_where_the_request_or_they_themselves_ask_for_it(served: Running) -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+    for every, own, raw in ((True, None, True), (True, False, False), (False, True, True), (None, None, False)):
+        parameters = {} if own is None else {"parameters": {"binary_data": own}}
+        asked = {"inputs": [tensor], "outputs": [{"name": "label", **parameters}]}
+        asked |= {} if every is None else {"parameters": {"binary_data_output": every}}
+        reply = served.client.post("/v2/models/moods/infer", json=asked)
+        assert reply.status_code == 200 and ("inference-header-content-length" in reply.headers) is raw
 
 
 # vLLM and SGLang

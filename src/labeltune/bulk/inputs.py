@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from labeltune.data.readers import PREFIX, Row, Source, open_source
-from labeltune.data.readers.lines import open_bytes
+from labeltune.data.readers import PREFIX, Row, Source, Unlabelled, open_source
+from labeltune.data.readers.lines import BROKEN, open_bytes
 from labeltune.data.readers.rows import faulty
 from labeltune.data.settings import DataConfig
 from labeltune.data.streams import passing
@@ -23,13 +23,15 @@ ROW_A_LINE = ("jsonl", "csv", "csv_semicolon", "csv_pipe", "tsv", "tsv_unquoted"
 _LOOKED_AT = 4 * 1024 * 1024
 
 
-def sources_of(files: Sequence[str | Path], config: DataConfig) -> list[Source]:
+def sources_of(files: Sequence[str | Path], config: DataConfig, unlabelled: Unlabelled | None = None) -> list[Source]:
     """A source for each file, in order; a pattern stands for its files in the order of their names.
+
+    unlabelled: what the run that answers knows.
 
     Raises:
         DataError: there is no such file, no file that a pattern names, or its format is none that is known.
     """
-    return [_source(name, config) for given in files for name in _named(str(given))]
+    return [_source(name, config, unlabelled) for given in files for name in _named(str(given))]
 
 
 def _named(given: str) -> list[str]:
@@ -41,10 +43,10 @@ def _named(given: str) -> list[str]:
     return found
 
 
-def _source(name: str, config: DataConfig) -> Source:
+def _source(name: str, config: DataConfig, unlabelled: Unlabelled | None) -> Source:
     if name == STDIN:
         return passing(_standard_input(), "stdin")
-    return open_source(name, name=Path(name).name, base=Path(), columns=config.columns)
+    return open_source(name, name=Path(name).name, base=Path(), columns=config.columns, unlabelled=unlabelled)
 
 
 def _standard_input() -> Iterator[Row]:
@@ -76,9 +78,12 @@ def _rows_in(source: Source) -> int | None:
         return int(pq.ParquetFile(path).metadata.num_rows)
     if source.format not in ROW_A_LINE:
         return None
-    with path.open("rb") as beneath, open_bytes(path, source.name) as file:
-        head = file.read(_LOOKED_AT)
-        plain = beneath.read(4) == head[:4]
+    try:
+        with path.open("rb") as beneath, open_bytes(path, source.name) as file:
+            head = file.read(_LOOKED_AT)
+            plain = beneath.read(4) == head[:4]
+    except BROKEN:  # what is wrong is said where the rows are read, with its place
+        return None
     lines = head.count(b"\n") + (not head.endswith(b"\n"))
     if len(head) < _LOOKED_AT:
         return lines

@@ -21,7 +21,7 @@ from labeltune.bulk.shards import Shards
 from labeltune.config import with_settings
 from labeltune.data.columns import TEXTS
 from labeltune.data.datasets import QUARANTINE
-from labeltune.data.readers import Source
+from labeltune.data.readers import Source, Unlabelled
 from labeltune.data.settings import DataConfig
 from labeltune.data.streams import Stream, files_of, open_stream
 from labeltune.data.survey import Quarantine
@@ -90,6 +90,7 @@ class Job:
         settings = {name: value for name, value in self.how.settings.items() if name != "data.on_bad_row"}
         return {
             "run": sha256_file(self.run.folder / FORMAT),
+            "sources": [[source.name, source.format] for source in self.sources],
             "files": [[str(Path(path).resolve()), *stamp] for path, *stamp in files_of(self.sources)],
             "settings": settings,
             "min_score": self.how.min_score,
@@ -118,14 +119,22 @@ def open_job(
     opened = open_run(run)
     how = How(opened.folder.resolve(), settings or {}, min_score, scores, backend)
     data = with_settings(opened.config, of_new_rows(settings)).data
-    sources = sources_of(files, data)
+    sources = sources_of(files, data, _known(opened))
     streams = [open_stream(source, data, opened.config.task) for source in sources]  # before any time is spent
-    return Job(opened, how, sources, data, rows, tuple(chain.from_iterable(_guesses(s, data) for s in streams)))
+    said = (*chain.from_iterable(source.said for source in sources), *chain.from_iterable(map(_guesses, streams)))
+    return Job(opened, how, sources, data, rows, said)
 
 
-def _guesses(stream: Stream, data: DataConfig) -> Iterator[str]:
+def _known(run: Run) -> Unlabelled:
+    """What may stand before a text as its label: the run's labels, and the ids that they have in its data."""
+    given = run.config.data.label_names
+    ids = given if isinstance(given, dict) else map(str, range(len(given or ())))
+    return Unlabelled({*run.labels.names, *ids}, tagged=run.config.task == "tagging")
+
+
+def _guesses(stream: Stream) -> Iterator[str]:
     """Whether the texts come from another column than in training."""
-    column, trained = stream.columns.text, data.text
+    column, trained = stream.columns.text, stream.config.text
     if column and trained and column != trained and column not in TEXTS:
         yield f"{stream.source.name}: the text is read from {column!r}; in training it was {trained!r} (data.text)"
 

@@ -147,12 +147,22 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 # Tables as lines
 
 
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _in_json(value: Any) -> Any:
+    """Bytes as rows say them: {"bytes": "00ff"}."""
+    return {"bytes": value.hex()} if isinstance(value, bytes) else value
+
+
 def cells(table: pa.Table) -> Iterator[tuple[str | None, ...]]:
     """The rows as a CSV file has them: lists and structs as JSON, nothing for null."""
     columns = []
     for column in table.columns:
-        if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
-            columns.append([_text(value) for value in column.to_pylist()])
+        if pa.types.is_nested(column.type) or pa.types.is_null(column.type) or _is_bytes(column.type):
+            columns.append([_text(_in_json(value)) for value in column.to_pylist()])
         else:
             columns.append(column.cast(pa.string()).to_pylist())
     yield from zip(*columns, strict=True)

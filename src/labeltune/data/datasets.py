@@ -6,7 +6,7 @@ A `Dataset` holds fingerprints only; its examples are read from the file anew ea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -97,12 +97,7 @@ class Dataset:
     @property
     def content(self) -> str:
         """A hash that other rows would not have: the file's, or of the rows that only memory holds."""
-        if self.sha256 is not None:
-            return self.sha256
-        digest = hashlib.sha256()
-        for row in self:
-            digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+        return self.sha256 or sha256_of(self)
 
     def _rows(self) -> Iterator[Row]:
         if _stamps(self.files) != self._stamps:
@@ -113,6 +108,14 @@ class Dataset:
                 raise DataError("there are more rows than at first", at=row.at, hint="start again")
             if good[number]:
                 yield row
+
+
+def sha256_of(rows: Iterable[Example]) -> str:
+    """Of what is read from rows, wherever they lie."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.text, row.label, row.spans, row.units)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _stamps(files: tuple[Path, ...]) -> list[tuple[int, int]]:
@@ -177,17 +180,19 @@ def open_dataset(
     name: str,
     base: Path = Path(),
     quarantine: Path | None = None,
+    split: str | None = None,
 ) -> Dataset:
     """Open new rows for a trained model: `config` is the run's; columns that are not there are guessed anew.
 
     labelled: whether every row must carry its label (evaluate) or none is looked at (predict).
+    split: of a data set with several; None is the one called `name`.
 
     Raises:
         DataError: a row, a file, or columns that cannot be told.
     """
     with _quarantine(quarantine, base) as bin_:
         loading = _Loading(config, kind_of(task), base, bin_, None)
-        return loading.open(loading.source(source, name), name, labelled=labelled, strict=False)
+        return loading.open(loading.source(source, name, split), name, labelled=labelled, strict=False)
 
 
 def _quarantine(path: Path | None, base: Path) -> AbstractContextManager[Quarantine]:
@@ -245,7 +250,7 @@ class _Loading:
 
     def _open_beside(self, given: Any, train: Any, name: str) -> Dataset:
         """A dev or test split of its own: a file, rows in memory, or a split of the data set that train is one of."""
-        beside = isinstance(given, str) and not is_there(self._base / given) and _has_splits(train, self._base)
+        beside = isinstance(given, str) and not is_there(self._base / given) and has_splits(train, self._base)
         source = self.source(train, name, split=given) if beside else self.source(given, name)
         if name == "test":
             self._note("linting", ", ".join(map(str, source.files)) or source.name)
@@ -336,7 +341,7 @@ def first_rows(source: Source) -> list[Row]:
     return good
 
 
-def _has_splits(train: Any, base: Path) -> bool:
+def has_splits(train: Any, base: Path) -> bool:
     """Is this a data set with named splits?"""
     if isinstance(train, str | PathLike):
         return str(train).startswith(PREFIX) or is_saved(base / Path(train).expanduser())

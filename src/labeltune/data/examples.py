@@ -120,8 +120,7 @@ class Reading:
         return filled
 
     def _normal(self, text: str) -> str:
-        form = self.config.normal_form
-        return text if form == "none" else unicodedata.normalize(cast(Form, form), text)
+        return normalised(text, self.config.normal_form)
 
     def _room(self, filled: Filled) -> Range | None:
         if self._template is None:
@@ -252,6 +251,11 @@ _LABEL_OF: Mapping[str, Callable[[Reading, object], Label]] = {
 }
 
 _SPAN_FORM = 'a span is {"start": 0, "end": 5, "label": "person"} or [0, 5, "person"]'
+
+
+def normalised(text: str, form: str) -> str:
+    """The text in a Unicode normal form; as it is for `none`."""
+    return text if form == "none" else unicodedata.normalize(cast(Form, form), text)
 
 
 def token_places(words: Sequence[str]) -> list[Range]:

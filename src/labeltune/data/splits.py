@@ -131,7 +131,7 @@ class _Draw:
         first = np.full(len(self._sizes), len(rarity))
         np.minimum.at(first, blocks, rank[strata])  # a block of several labels counts for its rarest
         self._stratum = rarity[first]
-        self._owner = np.zeros(len(self._sizes), np.int8)
+        self._owner = np.zeros(len(self._sizes), np.int32)
         self._parts: list[str] = []
 
     def take(self, name: str, stratum: int, fraction: float, key: Key, *, spare: int) -> None:

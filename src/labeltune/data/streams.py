@@ -28,6 +28,11 @@ class Stream:
         self._first_fault: DataError | None = None
 
     @property
+    def config(self) -> DataConfig:
+        """The settings that it is read with."""
+        return self._reading.config
+
+    @property
     def columns(self) -> Columns:
         """Which column carries what."""
         return self._reading.columns
@@ -79,6 +84,11 @@ def passing(rows: Iterable[Row], name: str) -> Source:
 
 
 def files_of(sources: Iterable[Source]) -> list[tuple[str, int, int]]:
-    """What the sources are read from: path, bytes and time of change of each file, by which a changed one is known."""
-    paths = [path for source in sources for path in source.files if path.is_file()]
+    """What the sources are read from: path, bytes and time of change of each file, by which a changed one is known.
+
+    A folder is all the files in it.
+    """
+    named = (path for source in sources for path in source.files)
+    each = chain.from_iterable(sorted(path.rglob("*")) if path.is_dir() else [path] for path in named)
+    paths = [path for path in each if path.is_file()]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

@@ -17,6 +17,7 @@ _SOLID = r"[^\s\x1c-\x1f]"  # what `str.isspace` denies
 _FLAGS = regex.V1 | regex.DOTALL
 _SPACELESS_CHARACTER = regex.compile(rf"[{_SPACELESS}]", _FLAGS)
 _CHARACTER = regex.compile(rf"(?={_SOLID})\X", _FLAGS)
+_PART = regex.compile(rf"(?:{_SOLID}|(?<={_SOLID})\u202f(?={_SOLID}))+", _FLAGS)
 _WORD = regex.compile(rf"(?w){_SOLID}.*?\b", _FLAGS)
 _WORD_OR_SPACELESS = regex.compile(
     rf"(?w)(?=[{_SPACELESS}])\X|{_SOLID}(?:(?![{_SPACELESS}]).)*?(?:\b|(?=[{_SPACELESS}]))", _FLAGS
@@ -30,7 +31,14 @@ def find(text: str, unit: str = "auto") -> list[tuple[int, int]]:
     unit: a name of `FINDERS`, as `data.unit`.
     """
     found = (match.span() for match in FINDERS[unit](text).finditer(text))
-    return [(a, b) if not text[b - 1].isspace() else (a, a + len(text[a:b].rstrip())) for a, b in found]
+    return [part for a, b in found for part in _solid(text, a, b)]
+
+
+def _solid(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """A unit in parts without white space, which it may end in; after odd marks annex 29 joins what a space parts."""
+    if not any(character.isspace() for character in text[start:end]):
+        return [(start, end)]
+    return [(start + part.start(), start + part.end()) for part in _PART.finditer(text[start:end])]
 
 
 def _auto(text: str) -> regex.Pattern[str]:

@@ -16,7 +16,7 @@ from labeltune.errors import RunError, SettingsError
 from labeltune.export.certificate import Certificate
 from labeltune.export.tuned import Tuned
 from labeltune.model.checkpoints import resolve
-from labeltune.run import CARD, is_number
+from labeltune.run import CARD, is_number, number
 from labeltune.storage import write_atomic
 
 PIPELINES = {False: "text-classification", True: "token-classification"}
@@ -36,7 +36,7 @@ def write_card(tuned: Tuned, certificate: Certificate, folder: Path, widget: Seq
     """`README.md` of the export."""
     head = ModelCardData(**_facts(tuned, widget)).to_yaml()
     figures = [
-        f"| {split} | {name} | {value:.4f} |"
+        f"| {split} | {name} | {number(value)} |"
         for split in ("dev", "test")
         for name, value in tuned.run.metrics.get(split, {}).items()
         if is_number(value)

@@ -9,9 +9,9 @@ sequence repetition are read as they were in training.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from scipy.special import expit, log_softmax, softmax
 from tokenizers import Tokenizer
 
 from labeltune.data.encoding import Encoder
+from labeltune.data.items import Items
 from labeltune.data.settings import DataConfig
-from labeltune.data.templates import parse
-from labeltune.errors import DataError, RunError
+from labeltune.errors import RunError
 from labeltune.export.padded import documents_of, feed
 from labeltune.export.sessions import SESSIONS, Session
 from labeltune.labels import LabelSet, characters_of, spans_of_ids
-from labeltune.schema import Encoded, Example, Prediction, SpanPrediction
+from labeltune.schema import Encoded, Example, Prediction, SpanPrediction, in_column
 from labeltune.settings import build
 from labeltune.storage import read_json
 from labeltune.viterbi import best_legal
@@ -76,12 +76,15 @@ class GraphPredictor:
     session: Session
 
     def predict(self, texts: Sequence[str | Mapping[str, object]]) -> list[Prediction]:
-        """One prediction for each text, or row with the fields of the run's template."""
-        examples = [self._example(number, item) for number, item in enumerate(texts)]
+        """One prediction for each text, or row with the columns of the training data.
+
+        Spans count characters of the text as it was given, whatever the run's template puts around it.
+        """
+        examples = [self._items.read(item, f"texts[{number}]") for number, item in enumerate(texts)]
         answers: list[Prediction] = []
         for first in range(0, len(examples), CHUNK):
             answers += self.answer(examples[first : first + CHUNK])
-        return answers
+        return list(map(in_column, examples, answers))
 
     def logits(self, rows: Sequence[Encoded]) -> np.ndarray:
         """(S, L) of all targets of the rows, in one pass."""
@@ -113,19 +116,9 @@ class GraphPredictor:
             progress(len(places))
         return [answer for answer in answers if answer is not None]
 
-    def _example(self, number: int, item: str | Mapping[str, object]) -> Example:
-        at = f"texts[{number}]"
-        template = parse(self.data.template or "{" + (self.data.text or "text") + "}")
-        names = set(template.fields)
-        if isinstance(item, str):
-            if len(names) > 1:
-                raise DataError("a text alone is not enough", at=at, hint=f"give {', '.join(sorted(names))}")
-            item = dict.fromkeys(names, item)
-        form: Any = self.data.normal_form
-        text = template.fill(item, at=at, normal=str if form == "none" else lambda t: unicodedata.normalize(form, t))
-        if not text.text.strip():
-            raise DataError("the text is empty", at=at, hint="remove it")
-        return Example(at, text.text)
+    @cached_property
+    def _items(self) -> Items:
+        return Items(self.data, self.task)
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -78,4 +78,9 @@ def called(name: str, target: str) -> bool:
 
 def leaves(modules: Iterable[str]) -> list[str]:
     """The last parts of the names, each once."""
-    return sorted({name.rpartition(".")[2] for name in modules})
+    return sorted(set(map(leaf, modules)))
+
+
+def leaf(name: str) -> str:
+    """The last part of a module's name."""
+    return name.rpartition(".")[2]

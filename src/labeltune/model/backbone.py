@@ -10,6 +10,7 @@ runs in rows of exactly equal length (D, T), with neither padding nor mask: slow
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,17 @@ from transformers.pytorch_utils import Conv1D
 
 from labeltune.errors import ModelError, RunError, SettingsError, nearest
 from labeltune.model import attention
-from labeltune.model.anatomy import called, find_blocks, first_tensor, is_attention, leaves, numbered, silence, truncate
+from labeltune.model.anatomy import (
+    called,
+    find_blocks,
+    first_tensor,
+    is_attention,
+    leaf,
+    leaves,
+    numbered,
+    silence,
+    truncate,
+)
 from labeltune.model.checkpoints import folder_of, named, quietly, read_body, read_config, resolve, weights_sha256
 from labeltune.model.families import context_of, family_of, position_start
 from labeltune.model.layout import Layout, Slot, equal_lengths, plain_layout
@@ -76,7 +87,6 @@ class Backbone(nn.Module):
             place(model, list(self.blocks))
         self.train()  # before any forward: in eval mode bitsandbytes lays 4-bit weights out anew, without a backward
         self.layers = len(self.blocks)
-        self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self._embedding.shape[0])
         self.context = context_of(self.config)
         self._words = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -84,6 +94,9 @@ class Backbone(nn.Module):
         if not self.packed and model.config._attn_implementation == attention.NAME:
             model.set_attn_implementation("eager")
         self._tail = self._find_tail()
+        with torch.no_grad():
+            self.hidden_size = int(self._probe().shape[-1])  # some project what their last block gives
+        self._readers: set[str] = set()  # linear layers that read the stream, once a pass
         self.slot.first_reader.update(self._find_readers())
 
     @property
@@ -152,10 +165,15 @@ class Backbone(nn.Module):
         return pieces
 
     def linear_modules(self, targets: Sequence[str] | None = None) -> dict[str, nn.Module]:
-        """The linear layers to adapt, by their name in `model`: attention's own, or those called like `targets`."""
+        """The linear layers to adapt, by their name in `model`: attention's own, or those called like `targets`.
+
+        Of attention's own those that read the text's tokens, once a pass: not weights that the family uses without
+        calling their layer, nor layers that read a table of positions too.
+        """
         linear, inside = dict(self._linear()), self._blocks + "."
         if targets is None:
-            found = {n: m for n, m in linear.items() if is_attention(n.removeprefix(inside).split(".")[1])}
+            own = {n: m for n, m in linear.items() if is_attention(n.removeprefix(inside).split(".")[1])}
+            found = {n: m for n, m in own.items() if n in self._readers and leaf(n) not in self.family.spared}
             if not found:
                 hint = f"name them in lora.targets: {', '.join(leaves(linear))}"
                 raise ModelError(f"{self.config.model_type} has no linear layers in its attention", hint=hint)
@@ -280,11 +298,15 @@ class Backbone(nn.Module):
         def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             return lambda _, args: read.append((args[0], name))
 
+        passes: list[None] = []
         handles = [m.register_forward_pre_hook(note(name)) for name, m in self._linear()]
+        handles.append(self.blocks[0].register_forward_pre_hook(lambda *_: passes.append(None)))
         with torch.no_grad():
             self._probe()
         for handle in handles:
             handle.remove()
+        calls = Counter(name for _, name in read)
+        self._readers = {name for name, count in calls.items() if count == len(passes)}
         first: dict[int, str] = {}
         return {name: first.setdefault(id(tensor), name) for tensor, name in read}
 

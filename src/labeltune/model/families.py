@@ -22,6 +22,7 @@ class Family:
     reattach: its blocks drop keyword arguments on the way to attention; a hook puts the layout back.
     exclusive_window: both ways, its windows hold |i - j| < w; elsewhere |i - j| <= w, as in transformers' own masks.
     offset: positions start at the padding id plus one (RoBERTa and its children).
+    spared: linear layers that are not adapted unless they are named, since PEFT refuses them in this family.
     pooler: it would grow a randomly initialised pooler, which is left out.
     why: the end of the sentence "cannot be unmasked: …" where there is more to say than the default.
     """
@@ -31,6 +32,7 @@ class Family:
     reattach: bool = False
     exclusive_window: bool = False
     offset: bool = False
+    spared: tuple[str, ...] = ()
     pooler: bool = False
     why: str = "nobody has tried this family with labeltune's attention, so it stays causal"
 
@@ -42,6 +44,7 @@ _ROBERTA = replace(_BERT, offset=True)
 _ROWS_ENCODER = Family(encoder=True)
 _ALIBI = Family(why="its position bias (ALiBi) is defined for earlier tokens only")
 _RECURRENT = Family(why="its layers read from left to right by construction")
+_MAMBA = replace(_RECURRENT, spared=("out_proj",))
 _OWN = Family(why="its attention is its own code, which applies the causal mask itself")
 
 FAMILIES: dict[str, Family] = {
@@ -68,8 +71,8 @@ FAMILIES: dict[str, Family] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "deberta-v2": _ROWS_ENCODER,
-    "luke": replace(_ROWS_ENCODER, pooler=True),
-    "mpnet": replace(_ROWS_ENCODER, pooler=True),
+    "luke": replace(_ROWS_ENCODER, pooler=True, offset=True),
+    "mpnet": replace(_ROWS_ENCODER, pooler=True, offset=True),
     # rows of equal length, and why
     "bloom": _ALIBI,
     "mpt": _ALIBI,
@@ -78,10 +81,10 @@ FAMILIES: dict[str, Family] = {
     "gptj": _OWN,
     "xglm": _OWN,
     "gpt_neo": Family(why="its attention keeps a causal buffer and ignores every other mask"),
-    "falcon_mamba": _RECURRENT,
+    "falcon_mamba": _MAMBA,
     "jamba": _RECURRENT,
-    "mamba": _RECURRENT,
-    "mamba2": _RECURRENT,
+    "mamba": _MAMBA,
+    "mamba2": _MAMBA,
     "rwkv": _RECURRENT,
 }  # fmt: skip
 
@@ -93,7 +96,8 @@ def family_of(config: PretrainedConfig) -> Family:
     """The family's row, or the one of the unknown; a member that differs from its family is set right here."""
     family = FAMILIES.get(config.model_type, Family())
     if not set(getattr(config, "layer_types", None) or ()) <= _LAYER_TYPES:
-        return Family(why="it mixes attention with layers of other kinds")
+        why = family.why if family.spared else "it mixes attention with layers of other kinds"
+        return Family(why=why, spared=family.spared)
     if getattr(config, "use_bidirectional_attention", None):  # EmbeddingGemma: a decoder turned encoder
         return replace(family, encoder=True, exclusive_window=True)
     return family
@@ -105,7 +109,7 @@ def context_of(config: PretrainedConfig) -> int | None:
     A rotary embedding that changes its base with the longest document of the pass (`dynamic`, `longrope`) would let a
     document depend on its neighbours; there the limit is the length up to which it stays as it was trained.
     """
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if limit is None:
         return None
     if family_of(config).offset:

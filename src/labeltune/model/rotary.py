@@ -140,6 +140,10 @@ def rotate_once(model: nn.Module, probe: Callable[[], object]) -> int:
     return count
 
 
+LATE = 2**20
+"""Added to the positions at which a stock module is compared."""
+
+
 class _Call:
     """A stock attention module with a call that the model made of it, and what it told its attention function."""
 
@@ -151,11 +155,16 @@ class _Call:
         return RotaryAttention(self.module, cos.shape[-1], self.told)
 
     def agrees(self) -> bool:
-        """Whether ours gives the stock module's values and gradients, of any states and angles whatever."""
+        """Whether ours gives the stock module's values and gradients, of any states and angles whatever.
+
+        At late positions, for some families scale their queries there.
+        """
         given, (cos, sin) = self.given["hidden_states"], self.given["position_embeddings"]
         noise = torch.Generator().manual_seed(0)
         states, *angles = (torch.randn(each.shape, generator=noise).to(each) for each in (given, cos, sin))
         words = self.given | {"position_embeddings": tuple(angles)}
+        if isinstance(positions := words.get("position_ids"), Tensor):
+            words["position_ids"] = positions + LATE
 
         def through(module: nn.Module) -> Callable[[Tensor], Tensor]:
             return lambda x: cast(Tensor, module(**(words | {"hidden_states": x}))[0])
@@ -189,4 +198,6 @@ def _calls(model: nn.Module, probe: Callable[[], object]) -> Iterator[_Call]:
 def _is_like_ours(module: nn.Module) -> bool:
     """Whether it has our layers, and nothing else that we would not know what to do with."""
     names = {name for name, _ in module.named_children()}
+    if getattr(getattr(module, "config", None), "clip_qkv", None) is not None:
+        return False  # values beyond what a probe has are clipped
     return names in (LAYERS, LAYERS | NORMS) and not any(True for _ in module.named_parameters(recurse=False))

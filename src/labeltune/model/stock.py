@@ -46,7 +46,7 @@ ROUTES: dict[str, Route] = {
     **{name: _SCORE for name, family in FAMILIES.items() if family.packed and not family.encoder},
     **dict.fromkeys(("bert", "deberta-v2", "luke", "nomic_bert"), _POOLED),
     **dict.fromkeys(("camembert", "electra", "mpnet", "roberta", "xlm-roberta"), _OWN_CLASS),
-    "gpt_neox": Route(("score",)),  # its class for tokens has a classifier
+    **dict.fromkeys(("biogpt", "gpt2", "gpt_bigcode", "gpt_neox"), Route(("score",))),  # for tokens, a classifier
     "distilbert": Route(("pre_classifier", nn.ReLU, "classifier")),
     "eurobert": Route(("dense", "activation", "classifier")),
     "modernbert": Route(("head", "classifier"), ("head", "classifier")),
@@ -100,6 +100,8 @@ def _stage(model: PreTrainedModel, stage: Stage) -> nn.Module:
     if not isinstance(stage, str):
         return stage()
     found = getattr(model, stage, None)
-    module = found if found is not None else getattr(model.base_model, stage)
-    assert isinstance(module, nn.Module)
+    module = found if found is not None else getattr(model.base_model, stage, None)
+    if not isinstance(module, nn.Module):
+        message, hint = f"its stock head has no {stage!r}", 'set head.kind = "linear"'
+        raise ModelError(message, at="head.kind", hint=hint)
     return module

@@ -17,8 +17,8 @@ from labeltune.interrupt import Interrupted
 from labeltune.recipes.book import Recipe, of_source
 from labeltune.recipes.running import FIGURES, Outcome, run_recipe, slug
 from labeltune.recipes.table import Line, write_tables
-from labeltune.run import state_of
-from labeltune.storage import append_jsonl, read_jsonl
+from labeltune.run import CONFIG
+from labeltune.storage import append_jsonl, read_jsonl, told
 
 CELLS = "cells.jsonl"
 Cell = Mapping[str, Any]
@@ -46,7 +46,8 @@ def reproduce(
         hint = f"for example --only '{of_source(source)[0].name}'"
         raise SettingsError(f"no recipe of {source} has a name like {only!r}", at="--only", hint=hint)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     bench = _Bench(folder, model, data, settings or {}, listen)
     for recipe in chosen:
         for seed in _seeds(recipe, seeds):
@@ -100,7 +101,7 @@ class _Bench:
         out = self.folder / "runs" / slug(recipe) / f"{seed}-{key}"
         over = {**self.settings, "train.seed": seed}
         try:
-            begun = (out / "config.toml").exists() and state_of(out) != "finished"
+            begun = (out / CONFIG).exists()  # finished, perhaps, by a call that could not note its figure any more
             done = run_recipe(
                 recipe, out=out, data=self.data, model=self.model, settings=over, resume=begun, listen=self.listen
             )

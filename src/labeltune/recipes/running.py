@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from labeltune.errors import RunError
 from labeltune.facts import Listener, Ready, Said, quiet
 from labeltune.fitting import train
 from labeltune.recipes.book import Recipe
-from labeltune.run import METRICS, Run, is_number
-from labeltune.storage import write_json
+from labeltune.run import METRICS, SPLITS, Run, is_number
+from labeltune.storage import read_json, write_json
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
@@ -63,23 +64,33 @@ def run_recipe(
     """
     over = {**(settings or {}), **({"model.name": model} if model else {})}
     config = recipe.config(data, **{name.replace(".", "__"): value for name, value in over.items()})
-    counted: list[Ready] = []
 
     def hear(fact: object) -> None:
         listen(fact)
-        if isinstance(fact, Ready):
-            counted.append(fact)
-            if said := _unknown(recipe, fact):
-                listen(Said(f"warning: {said}"))
+        if isinstance(fact, Ready) and (said := _unknown(recipe, fact.rows)):
+            listen(Said(f"warning: {said}"))
 
     run = train(config=config, out=out, resume=resume, listen=hear)
-    why = _why_not(recipe, over, counted[-1] if counted else None)
+    changed = sorted({*_changed(over), *run.metrics.get("recipe", {}).get("changed", ())})
+    why = _why_not(recipe, changed, _rows(run))
     reported = run.metrics.get("dev" if recipe.reported_is_dev else "test", {})
     value = reported.get(recipe.metric)
     score = 100 * value if is_number(value) else None
     outcome = Outcome(run, score, why is None, why, _figures(reported))
-    _note(outcome, recipe)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one writes
+        _note(outcome, recipe, changed)
     return outcome
+
+
+def _changed(over: Mapping[str, Any]) -> list[str]:
+    """The settings laid over a recipe that make another training of it."""
+    return [name for name in over if name not in ("train.device", "train.threads", "train.seed")]
+
+
+def _rows(run: Run) -> dict[str, int]:
+    """How many rows each split of the training had."""
+    splits: Any = read_json(run.folder / SPLITS)
+    return {name: int(facts["rows"]) for name, facts in splits.items()}
 
 
 def _figures(reported: Mapping[str, Any]) -> dict[str, float]:
@@ -90,7 +101,7 @@ def _figures(reported: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _note(outcome: Outcome, recipe: Recipe) -> None:
+def _note(outcome: Outcome, recipe: Recipe, changed: Sequence[str]) -> None:
     """Say in the run itself which figure it stands beside, and whether it may."""
     facts = {
         "name": recipe.name,
@@ -98,6 +109,7 @@ def _note(outcome: Outcome, recipe: Recipe) -> None:
         "published": recipe.expected,
         "paper": recipe.paper,
         "score": outcome.score,
+        "changed": list(changed),
         "comparable": outcome.comparable,
         "why": outcome.why,
     }
@@ -106,25 +118,23 @@ def _note(outcome: Outcome, recipe: Recipe) -> None:
     write_card(outcome.run)
 
 
-def _unknown(recipe: Recipe, ready: Ready) -> str | None:
+def _unknown(recipe: Recipe, rows: Mapping[str, int]) -> str | None:
     """Rows or labels that no known variant of the data set has; a recipe runs on them all the same."""
     if not recipe.data.rows:
         return None
-    told = ", ".join(f"{count:,} {split}" for split, count in ready.rows.items())
+    told = ", ".join(f"{count:,} {split}" for split, count in rows.items())
     known = "; ".join(f"{name}: {counts[0]:,}/{counts[1]:,}/{counts[2]:,}" for name, counts in recipe.data.rows.items())
-    if recipe.data.variant(ready.rows) is None:
+    if recipe.data.variant(rows) is None:
         return (
             f"{told} rows are no known variant of {recipe.data.name} ({known}): no comparison with the published figure"
         )
     return None
 
 
-def _why_not(recipe: Recipe, over: Mapping[str, Any], ready: Ready | None) -> str | None:
-    if changed := sorted(name for name in over if name not in ("train.device", "train.threads", "train.seed")):
+def _why_not(recipe: Recipe, changed: Sequence[str], rows: Mapping[str, int]) -> str | None:
+    if changed:
         return f"{', '.join(changed)} differ from the recipe"
-    if ready is None:
-        return "the rows were not counted"
-    variant = recipe.data.variant(ready.rows)
+    variant = recipe.data.variant(rows)
     if variant is None:
         return "the rows are no known variant of the data set"
     if recipe.data.published_rows not in (None, variant):

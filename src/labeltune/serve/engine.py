@@ -288,19 +288,22 @@ class Engine:
 
     def _answer(self, texts: list[_Text]) -> None:
         """One pass; if it fails, its halves, so that a text that cannot be answered harms no other."""
-        start = time.perf_counter()
         try:
             with BUSY:
+                start = time.perf_counter()  # waiting for others is not this engine's speed
                 self._pass(texts)
+                seconds = time.perf_counter() - start
         except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited; the thread must live on
             if len(texts) == 1:
                 texts[0].ticket.fail(error)
+                with self._changed:
+                    self._running = 0
                 return
             half = len(texts) // 2
             self._answer(texts[:half])
             self._answer(texts[half:])
             return
-        tokens, seconds = sum(text.tokens for text in texts), time.perf_counter() - start
+        tokens = sum(text.tokens for text in texts)
         with self._changed:
             self._speed.note(tokens, seconds)
             self._running = 0

@@ -10,13 +10,8 @@ import numpy as np
 
 from labeltune.assembly import fresh_member, make_encoder, task_of
 from labeltune.config import Config
-from labeltune.data.columns import find_columns, kind_of
 from labeltune.data.encoding import Encoder
-from labeltune.data.examples import Reading
-from labeltune.data.readers.rows import Row
-from labeltune.data.settings import DataConfig
-from labeltune.data.templates import parse
-from labeltune.errors import DataError
+from labeltune.data.items import Items
 from labeltune.labels import LabelSet
 from labeltune.model.backbone import Backbone
 from labeltune.model.checkpoints import load_tokenizer
@@ -24,8 +19,6 @@ from labeltune.model.member import Member
 from labeltune.run import TOKENIZER, Run
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.tasks import Calibration, Task
-
-TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +57,14 @@ class Hosted:
         """The run's label set, in the order of its logits."""
         return self.run.labels
 
-    @cached_property
+    @property
     def fields(self) -> tuple[str, ...]:
         """The fields that its template joins, in order; `text` without a template."""
-        template = self.config.data.template
-        return tuple(dict.fromkeys(parse(template).fields)) if template else (TEXT,)
+        return self._items.fields
 
     def read(self, item: str | Mapping[str, object], at: str) -> Example:
-        """A text, or a row with the columns of the training data, as an example.
-
-        Raises:
-            DataError: no text, several fields where one text is given, columns that cannot be told.
-        """
-        if isinstance(item, str):
-            if len(self.fields) > 1:
-                hint = "give a row with " + ", ".join(map(repr, self.fields))
-                raise DataError("this run reads several fields", at=at, hint=hint)
-            return self._plain.example(Row(at, {self.fields[0]: item}))
-        row = dict(item)
-        columns = find_columns([row], self._data, kind_of(self.config.task), labelled=False, at=at, strict=False)
-        return Reading(columns, self._data).example(Row(at, row))
+        """A text, or a row with the columns of the training data, as an example; a DataError where it is none."""
+        return self._items.read(item, at)
 
     def encode(self, examples: Sequence[Example], *, truncate: bool = False) -> list[Encoded]:
         """Each text by itself, whatever stands beside it. truncate: cut what one window does not hold.
@@ -113,20 +94,8 @@ class Hosted:
         return [Answer(self, e, p, logits_SL[first:last], len(row.tokens)) for e, p, first, last, row in places]
 
     @cached_property
-    def _data(self) -> DataConfig:
-        return self.config.data.model_copy(update={"on_bad_row": "error"})
-
-    @cached_property
-    def _plain(self) -> Reading:
-        """How a text alone is read, as `Predictor.predict` does."""
-        config, name = self._data, self.fields[0]
-        if name == TEXT:
-            given = {"text": TEXT} if config.text or not config.template else {}
-            config = config.model_copy(update={"tokens": None, **given})
-        columns = find_columns(
-            [{name: "a"}], config, kind_of(self.config.task), labelled=False, at=self.name, strict=False
-        )
-        return Reading(columns, config)
+    def _items(self) -> Items:
+        return Items(self.config.data, self.task.name)
 
     @cached_property
     def _cutting(self) -> Encoder:

@@ -142,12 +142,14 @@ def _outputs(hosted: Hosted, answers: Sequence[Answer]) -> list[Output]:
 
 def _reply(hosted: Hosted, asked: Asked, outputs: list[Output]) -> Response:
     found = {output.name: output for output in outputs}
-    wanted = asked.outputs or [Wanted(name=name, parameters=asked.parameters) for name in found]
+    every = bool(asked.parameters and asked.parameters.binary_data_output)
+    wanted = asked.outputs or [Wanted(name=name) for name in found]
     heads, raws = [], []
     for one in wanted:
         if one.name not in found:
             raise Refusal(400, f"the outputs of {hosted.name!r} are {', '.join(found)}")
-        if one.parameters and (one.parameters.binary_data or one.parameters.binary_data_output):
+        own = one.parameters.binary_data if one.parameters else None
+        if every if own is None else own:
             head, raw = found[one.name].binary()
             heads.append(head)
             raws.append(raw)

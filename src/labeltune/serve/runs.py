@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from labeltune.answers import answer_fields, in_column
-from labeltune.schema import Prediction
+from labeltune.answers import answer_fields, read_text
+from labeltune.schema import Prediction, in_column
 from labeltune.serve.desk import ADMIN_SCOPE, Desk
-from labeltune.serve.hosted import TEXT, Answer, Hosted, Wish
+from labeltune.serve.hosted import Answer, Hosted, Wish
 from labeltune.serve.refusals import Refusal
 from labeltune.serve.replies import REFUSALS, Refused, Reply
 
@@ -139,7 +139,7 @@ def about(hosted: Hosted) -> dict[str, Any]:
         "task": hosted.config.task,
         "labels": list(hosted.labels.names),
         "fields": list(hosted.fields),
-        "column": data.text or TEXT,
+        "column": data.text or "text",
         "backbone": str(hosted.config.model.name).rstrip("/").rpartition("/")[2],
         "max_tokens": hosted.encoder.max_tokens,
         "long": data.long,
@@ -150,8 +150,8 @@ def said(answer: Answer) -> dict[str, Any]:
     """The answer as `labeltune predict` writes it."""
     prediction: Prediction = in_column(answer.example, answer.prediction)
     fields = answer_fields(prediction)
-    if prediction.spans is not None and answer.example.text not in answer.example.fields.values():
-        fields["text"] = answer.example.text
+    if prediction.spans is not None and (text := read_text(answer.example)) not in answer.example.fields.values():
+        fields["text"] = text
     return fields
 
 

@@ -67,9 +67,11 @@ def router(desk: Desk) -> APIRouter:
 
 async def _predict(desk: Desk, request: Request, hosted: Hosted, asked: Asked) -> list[Any]:
     class_names(hosted)
+    if not asked.inputs:
+        raise Refusal(422, "there is no text")
     if asked.truncation_direction.lower() == "left":
         raise Refusal(422, "a text is cut at its end only: leave truncation_direction out")
-    batch = isinstance(asked.inputs, list) and isinstance(asked.inputs[0], list) if asked.inputs else False
+    batch = isinstance(asked.inputs, list) and isinstance(asked.inputs[0], list)
     sequences: Any = asked.inputs if batch else [asked.inputs]
     items = [_item(hosted, one) for one in sequences]
     answers = await desk.answers(request, hosted.name, items, ALL, truncate=bool(asked.truncate))
@@ -81,6 +83,8 @@ def _item(hosted: Hosted, texts: str | list[str]) -> str | dict[str, str]:
     """A text, or a pair as the two fields of the run's template."""
     if isinstance(texts, str):
         return texts
+    if not texts:
+        raise Refusal(422, "there is no text")
     if len(texts) == 1:
         return texts[0]
     if len(hosted.fields) != 2:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from labeltune.serve.refusals import Refusal
 
@@ -22,7 +22,7 @@ class Parameters(BaseModel):
     binary_data_size: int | None = None
     binary_data: bool | None = None
     binary_data_output: bool | None = None
-    min_score: float | None = None
+    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class Input(BaseModel):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ __all__ = [
     "SUFFIXES",
     "Row",
     "Source",
+    "Unlabelled",
     "is_saved",
     "item_row",
     "open_source",
@@ -92,13 +94,30 @@ _TOLD = {
 _SAMPLE = 200
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """Rows for a trained run: without labels, unless they are its own.
+
+    labels: those that it knows, and their ids. tagged: whether it tags tokens.
+    """
+
+    labels: Collection[str]
+    tagged: bool
+
+
 def open_source(
-    data: Any, *, name: str, base: Path, columns: Sequence[str] | None = None, split: str | None = None
+    data: Any,
+    *,
+    name: str,
+    base: Path,
+    columns: Sequence[str] | None = None,
+    split: str | None = None,
+    unlabelled: Unlabelled | None = None,
 ) -> Source:
     """Open a path, `hf:owner/name[:config]`, a table name -> path, or rows in memory; only the beginning is read.
 
     name: what in-memory rows are called, and the split taken from a data set with several, unless `split` says.
-    base: the folder that relative paths begin at.
+    base: the folder that relative paths begin at. unlabelled: for whom plain lines are texts, whatever they begin with.
 
     Raises:
         DataError: there is no such thing, or its format is none that is known.
@@ -106,13 +125,15 @@ def open_source(
     if isinstance(data, str) and data.startswith(PREFIX):
         return open_hub(data, name, split)
     if isinstance(data, str | os.PathLike):
-        return _open_path(base / Path(data).expanduser(), name, columns, split)
+        return _open_path(base / Path(data).expanduser(), name, columns, split, unlabelled)
     if isinstance(data, Mapping) and data and all(isinstance(part, str | os.PathLike) for part in data.values()):
         return _joined({key: open_source(part, name=name, base=base, columns=columns) for key, part in data.items()})
     return open_memory(data, name, split)
 
 
-def _open_path(path: Path, name: str, columns: Sequence[str] | None, split: str | None) -> Source:
+def _open_path(
+    path: Path, name: str, columns: Sequence[str] | None, split: str | None, unlabelled: Unlabelled | None
+) -> Source:
     if not is_there(path):
         raise no_such(path)
     if is_saved(path):
@@ -121,7 +142,7 @@ def _open_path(path: Path, name: str, columns: Sequence[str] | None, split: str 
         hint = "write its content to a file first: the rows are read more than once"
         raise DataError("this is no regular file", at=str(path), hint=hint)
     name = path.name or path.resolve().name
-    kind = "folder" if path.is_dir() else recognise_format(path, name)
+    kind = "folder" if path.is_dir() else recognise_format(path, name, unlabelled)
     names = parquet_label_names(path, name) if kind == "parquet" else {}
     said = _said(path, name, kind, columns)
     return Source(name, kind, lambda: READERS[kind](path, name, columns), (path,), names, said)
@@ -184,7 +205,7 @@ def _moved(fault: DataError | None, before: str, after: str) -> DataError | None
 # Formats
 
 
-def recognise_format(path: Path, name: str) -> str:
+def recognise_format(path: Path, name: str, unlabelled: Unlabelled | None = None) -> str:
     """The reader for a file: by its suffix, and by its content where the suffix leaves a choice.
 
     Raises:
@@ -210,7 +231,7 @@ def recognise_format(path: Path, name: str) -> str:
         return _csv(sample[0])
     if suffix == ".tsv":
         return _tsv(path, name)
-    return _by_content(path, name, sample)
+    return _by_content(path, name, sample, unlabelled)
 
 
 def _sample(path: Path, name: str) -> list[str]:
@@ -230,7 +251,7 @@ def _tsv(path: Path, name: str) -> str:
     return "tsv" if quoted or not plausible_table(path, name, "\t", csv.QUOTE_NONE) else "tsv_unquoted"
 
 
-def _by_content(path: Path, name: str, sample: list[str]) -> str:
+def _by_content(path: Path, name: str, sample: list[str], unlabelled: Unlabelled | None) -> str:
     first = sample[0].lstrip()
     if first.startswith("{") and object_row(first, name).fault is None:
         return "jsonl"
@@ -238,20 +259,25 @@ def _by_content(path: Path, name: str, sample: list[str]) -> str:
         return "json"
     if looks_like_trees(sample):
         return "trees"
-    if looks_like_conll(path, name):
+    if (unlabelled is None or unlabelled.tagged) and looks_like_conll(path, name):
         return "conll"
-    if _labels_first([first_word(line)[0] for line in sample]):
+    if _labels_first([first_word(line)[0] for line in sample], unlabelled):
         return "lines"
     if all("\t" in line for line in sample) and plausible_table(path, name, "\t", csv.QUOTE_NONE):
         return _tsv(path, name)
     return "text"
 
 
-def _labels_first(words: Sequence[str]) -> bool:
+def _labels_first(words: Sequence[str], unlabelled: Unlabelled | None) -> bool:
     """Are the lines' first words labels: whole numbers, fastText's, or a few, each seen five times on average?
 
-    One word that begins every line is no label: there would be nothing to tell apart.
+    One word that begins every line is no label: there would be nothing to tell apart. For a trained run only its own
+    labels are some: what customers write begins with few words, too.
     """
-    if all(word.startswith(FASTTEXT) for word in words) or all(word.lstrip("-").isdecimal() for word in words):
+    if all(word.startswith(FASTTEXT) for word in words):
+        return True
+    if unlabelled is not None:
+        return all(word in unlabelled.labels for word in words)
+    if all(word.lstrip("-").isdecimal() for word in words):
         return True
     return 1 < len(set(words)) <= len(words) / 5

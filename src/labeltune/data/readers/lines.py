@@ -21,7 +21,7 @@ LONGEST = 64 * 1024 * 1024
 COMPRESSIONS = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 """Suffix -> the bytes such a file begins with."""
 
-_BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 
@@ -160,7 +160,7 @@ class Lines(Iterator[str]):
     def _read(self) -> bytes:
         try:
             line = self._file.readline(LONGEST + 1)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise _unreadable(error, self.name, self.number) from None
         if len(line) > LONGEST:
             hint = "rows stand on lines of their own; is this another format?"
@@ -201,7 +201,7 @@ def read_bytes(file: BinaryIO, size: int, name: str) -> bytes:
     """Up to `size` bytes; a DataError where the compressed data or the disk gives none."""
     try:
         return file.read(size)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _unreadable(error, name, 0) from None
 
 

@@ -22,10 +22,10 @@ def open_memory(data: Any, name: str, split: str | None) -> Source:
     Raises:
         DataError: nothing that holds rows, or texts and labels of different length.
     """
-    if hasattr(data, "features") or (isinstance(data, Mapping) and any(hasattr(v, "features") for v in data.values())):
-        return open_loaded(data, name, split, at="data" if isinstance(data, Mapping) else name)
     if _is_frame(data):
         return _source(name, _columns(_of_frame(data), name))
+    if hasattr(data, "features") or (isinstance(data, Mapping) and any(hasattr(v, "features") for v in data.values())):
+        return open_loaded(data, name, split, at="data" if isinstance(data, Mapping) else name)
     if isinstance(data, Mapping):
         return _source(name, _columns({str(column): values for column, values in data.items()}, name))
     if isinstance(data, tuple) and len(data) == 2 and all(_is_list(part) for part in data):

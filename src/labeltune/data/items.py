@@ -1,0 +1,62 @@
+"""Rows one at a time, as a trained run reads them: what servers and exported graphs are handed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from labeltune.data.columns import find_columns, kind_of
+from labeltune.data.examples import Reading
+from labeltune.data.readers.rows import Row
+from labeltune.data.settings import DataConfig
+from labeltune.data.templates import parse
+from labeltune.errors import DataError
+from labeltune.schema import Example
+
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Items:
+    """Texts and rows into examples. config: the run's; columns that a row does not have are guessed anew."""
+
+    config: DataConfig
+    task: str
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the template joins, in order; `text` without a template."""
+        template = self.config.template
+        return tuple(dict.fromkeys(parse(template).fields)) if template else (TEXT,)
+
+    def read(self, item: str | Mapping[str, object], at: str) -> Example:
+        """A text, or a row with the columns of the training data, as an example.
+
+        Raises:
+            DataError: no text, several fields where one text is given, columns that cannot be told.
+        """
+        if isinstance(item, str):
+            if len(self.fields) > 1:
+                hint = "give a row with " + ", ".join(map(repr, self.fields))
+                raise DataError("this run reads several fields", at=at, hint=hint)
+            return self._plain.example(Row(at, {self.fields[0]: item}))
+        row = dict(item)
+        return self._reading(row, self._config, at).example(Row(at, row))
+
+    @cached_property
+    def _config(self) -> DataConfig:
+        return self.config.model_copy(update={"on_bad_row": "error"})
+
+    @cached_property
+    def _plain(self) -> Reading:
+        """How a text alone is read."""
+        config, name = self._config, self.fields[0]
+        if name == TEXT:
+            given = {"text": TEXT} if config.text or not config.template else {}
+            config = config.model_copy(update={"tokens": None, **given})
+        return self._reading({name: "a"}, config, "texts")
+
+    def _reading(self, row: Mapping[str, object], config: DataConfig, at: str) -> Reading:
+        columns = find_columns([row], config, kind_of(self.task), labelled=False, at=at, strict=False)
+        return Reading(columns, config)
