@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import time
 from string import Formatter
 
@@ -237,6 +238,8 @@ def said_by_json(kind, example, row):
 
 
 def _plain(cell):
+    if isinstance(cell, float) and math.isinf(cell):
+        return str(cell)
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return json.dumps(cell) if isinstance(cell, bool | int | float) else cell

@@ -34,7 +34,7 @@ from labeltune.settings import build
 from labeltune.storage import read_json, sha256_file, write_atomic, write_json
 from labeltune.sweeps.axes import Grid, Point, grids_of, resolved
 from labeltune.sweeps.engines import Engine, Local, Ray, bench_of
-from labeltune.sweeps.facts import Planned, Tested
+from labeltune.sweeps.facts import Moved, Planned, Tested
 from labeltune.sweeps.report import write_plots, write_report
 from labeltune.sweeps.rounds import Rounds, done_of, refuse_impossible
 from labeltune.sweeps.selection import Scored, Trust, ranked, scored_points, sentences, trust
@@ -241,7 +241,7 @@ class _Work:
 
     def _hear(self, fact: object) -> None:
         """Keep the count of a long training, which a kill may end at any step."""
-        if time.monotonic() - self._counted > COUNTED_EVERY:
+        if isinstance(fact, Moved) and time.monotonic() - self._counted > COUNTED_EVERY:
             self.count()
         self._say(fact)
 
