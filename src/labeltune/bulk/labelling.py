@@ -129,7 +129,8 @@ def _known(run: Run) -> Unlabelled:
     """What may stand before a text as its label: the run's labels, and the ids that they have in its data."""
     given = run.config.data.label_names
     ids = given if isinstance(given, dict) else map(str, range(len(given or ())))
-    return Unlabelled({*run.labels.names, *ids}, tagged=run.config.task == "tagging")
+    task = run.config.task
+    return Unlabelled({*run.labels.names, *ids}, tagged=task == "tagging", numbers=task == "regression")
 
 
 def _guesses(stream: Stream) -> Iterator[str]:

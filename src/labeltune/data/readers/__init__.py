@@ -98,11 +98,12 @@ _SAMPLE = 200
 class Unlabelled:
     """Rows for a trained run: without labels, unless they are its own.
 
-    labels: those that it knows, and their ids. tagged: whether it tags tokens.
+    labels: those that it knows, and their ids. tagged: whether it tags tokens. numbers: whether its labels are numbers.
     """
 
     labels: Collection[str]
     tagged: bool
+    numbers: bool = False
 
 
 def open_source(
@@ -276,8 +277,10 @@ def _labels_first(words: Sequence[str], unlabelled: Unlabelled | None) -> bool:
     """
     if all(word.startswith(FASTTEXT) for word in words):
         return True
-    if unlabelled is not None:
+    if unlabelled is not None and not unlabelled.numbers:
         return all(word in unlabelled.labels for word in words)
     if all(word.lstrip("-").isdecimal() for word in words):
         return True
+    if unlabelled is not None:
+        return False
     return 1 < len(set(words)) <= len(words) / 5
