@@ -134,11 +134,11 @@ def shares(profiled: Any) -> dict[str, float]:
     """Each group's part of the profile; what no group names is dispatch, autograd and Python."""
     events = [(event.key, event.self_cpu_time_total) for event in profiled.key_averages()]
     total = sum(spent for _, spent in events)
-    found = {
-        name: sum(spent for key, spent in events if key.startswith(prefixes)) / total
-        for name, prefixes in GROUPS.items()
-    }
-    return {**found, OTHER: 1 - sum(found.values())}
+    found = dict.fromkeys((*GROUPS, OTHER), 0.0)
+    for key, spent in events:  # the first group that names it has it: `aten::add` begins `aten::addmm`, too
+        name = next((name for name, prefixes in GROUPS.items() if key.startswith(prefixes)), OTHER)
+        found[name] += spent / total
+    return found
 
 
 def main() -> None:
