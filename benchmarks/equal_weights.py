@@ -18,7 +18,7 @@ from labeltune.assembly import assemble
 from labeltune.fitting import train
 from labeltune.keys import Key
 from labeltune.run import Run
-from labeltune.training.trainer import Plan
+from labeltune.training.order import Order
 
 Weights = dict[str, torch.Tensor]
 HEAD = "base_model.model.score.modules_to_save.default."
@@ -92,7 +92,7 @@ def _theirs(run: Run, path: str, first: Weights) -> Weights:
         steps=config.train.steps,
     )
     rows = stock.read_rows(path)
-    plan = Plan(np.ones(len(rows), np.int64), config.train, Key.of(config.train.seed).fold("trial"))
+    plan = Order(np.ones(len(rows), np.int64), config.train, Key.of(config.train.seed).fold("trial"))
     order = [row for step in range(job.steps) for row in plan.at(step)[1]]
     if len(order) != job.steps * job.batch_rows:
         raise ValueError("the rows must be a multiple of the batch, so that no step is smaller")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import labeltune
 from labeltune import ModelError, SettingsError
 from labeltune.keys import Key
-from labeltune.training.trainer import Plan
+from labeltune.training.order import Order
 from tests.conftest import ENCODERS, moods, names, write_jsonl
 
 STEPS, ROWS = 4, 8
@@ -38,13 +38,13 @@ def stock_training(run, rows, model, read):
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.lr)
     schedule = hf.get_linear_schedule_with_warmup(optimiser, 1, STEPS)
-    plan = Plan(torch.ones(len(rows)).numpy(), config, Key.of(config.seed).fold("trial"))
+    order = Order(torch.ones(len(rows)).numpy(), config, Key.of(config.seed).fold("trial"))
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     for step in range(STEPS):
-        model(**read([rows[number] for number in plan.at(step)[1]])).loss.backward()
+        model(**read([rows[number] for number in order.at(step)[1]])).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimiser.step()
         schedule.step()

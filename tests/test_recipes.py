@@ -28,7 +28,7 @@ from labeltune.sweeps.axes import grids_of
 from labeltune.sweeps.sweeping import read_sweep
 from labeltune.sweeps.tables import check_table
 from labeltune.training.optimiser import warmup_steps
-from labeltune.training.trainer import Plan
+from labeltune.training.order import Order
 
 QUICK = {"train.epochs": 1, "train.threads": 1, "lora.rank": 2, "model.dtype": "fp32", "model.quantization": "none",
          "model.checkpointing": "off", "lora.targets": None}  # fmt: skip
@@ -85,7 +85,7 @@ def test_steps_and_warm_up_are_the_papers(name: str, rows: int, steps: int, warm
     recipe = find(name)
     assert recipe.steps(rows) == (steps, warmup)
     config = make(nested({k: v for k, v in recipe.settings.items() if k.startswith("train.")})).train
-    assert Plan(np.ones(rows, np.int64), config, Key.of(1)).total == steps  # the loop agrees
+    assert Order(np.ones(rows, np.int64), config, Key.of(1)).total == steps  # the loop agrees
     counts = recipe.data.rows.get(recipe.data.published_rows or "", (rows,))
     assert counts[0] == rows
 
@@ -136,7 +136,7 @@ def test_mask_groups_are_the_sixteen_ways() -> None:
 def test_steps_and_warm_up_are_those_of_the_loop() -> None:
     recipe = find("mask-groups-mistral-7b/conll2003-0110@clean")
     config = recipe.config(None, data__train="x").train
-    total = Plan(np.ones(14041, np.int64), config, Key.of(1)).total
+    total = Order(np.ones(14041, np.int64), config, Key.of(1)).total
     assert recipe.steps(14041) == (total, warmup_steps(config.warmup, total)) == (4390, 264)
 
 

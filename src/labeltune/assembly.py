@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from labeltune.config import Config, with_settings
+from labeltune.data.batches import GPU_MICRO_TOKENS, MICRO_TOKENS
 from labeltune.data.encoding import Encoder
 from labeltune.errors import ModelError, SettingsError
 from labeltune.keys import Key
@@ -20,7 +21,6 @@ from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.selfcheck import Report, check
 from labeltune.tasks import TASKS, Task
 from labeltune.training.settings import default_lr
-from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TESTED_DEVICES, TESTED_SYSTEMS = ("cpu", "cuda"), ("Linux",)

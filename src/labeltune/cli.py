@@ -16,6 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from labeltune.errors import LabeltuneError
+from labeltune.processes import speaks
 
 
 class Commands(TyperGroup):
@@ -26,7 +27,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except LabeltuneError as error:
-            if not _speaks():
+            if not speaks():
                 raise typer.Exit(error.exit_code) from None
             word = "interrupted" if error.exit_code == 130 else "error"
             err.print(f"[bold red]{word}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -122,7 +123,7 @@ def train(
         _train_recipe(recipe, data, run, model, given | _settings(sets, on_bad_row), resume, json_)
         return
     file = data if data and data.endswith(".toml") else None
-    with Screen(err, quiet=json_ or not _speaks()) as screen:
+    with Screen(err, quiet=json_ or not speaks()) as screen:
         done = train_run(
             None if file else data,
             config=file,
@@ -136,7 +137,7 @@ def train(
             resume=resume,
             listen=screen.see,
         )
-    if json_ and _speaks():
+    if json_ and speaks():
         _print_json(done.metrics)
 
 
@@ -320,8 +321,6 @@ def serve(
     sets: Sets = None,
 ) -> None:
     """Answer over HTTP for any number of runs, those of one backbone on one copy of it; logs are JSON lines."""
-    import os
-
     from labeltune.errors import ModelError
 
     try:
@@ -549,17 +548,12 @@ def _train_recipe(
 
     refuse_both(name, data)
     recipe = find(name)
-    with Screen(err, quiet=json_ or not _speaks()) as screen:
+    with Screen(err, quiet=json_ or not speaks()) as screen:
         done = run_recipe(recipe, out=run, data=data, model=model, settings=settings, resume=resume, listen=screen.see)
-    if _speaks():
+    if speaks():
         err.print(escape(f"{recipe.name}: {done.sentence(recipe)}"), highlight=False, soft_wrap=True)
-    if json_ and _speaks():
+    if json_ and speaks():
         _print_json(done.run.metrics)
-
-
-def _speaks() -> bool:
-    """Of the processes that torchrun starts, the first one speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _number_or_name(value: str | None) -> str | float | None:

@@ -168,7 +168,7 @@ def _leave(job: Job) -> Interrupted:
     if job.world.rank == 0:
         write(job, {"train": train_figures(job)}, Calibration(), "interrupted")
     return Interrupted(
-        f"stopped at step {trial.step:,} of {trial.plan.total:,}; {job.folder} can be used as it is",
+        f"stopped at step {trial.step:,} of {trial.order.total:,}; {job.folder} can be used as it is",
         hint="the same command with --resume goes on",
     )
 

@@ -20,6 +20,7 @@ from labeltune.assembly import Assembly, assemble, task_of, untested
 from labeltune.bench import Bench, Given, encoding_key
 from labeltune.card import write_card
 from labeltune.config import Config, switches, to_toml, with_settings
+from labeltune.data.batches import MICRO_TOKENS
 from labeltune.data.datasets import QUARANTINE, Dataset, Loaded
 from labeltune.data.specials import unknown_token
 from labeltune.data.store import Store
@@ -54,7 +55,8 @@ from labeltune.training.checkpoint import load_state, save_state
 from labeltune.training.distributed import ALONE, World, held, shard
 from labeltune.training.meter import Meter
 from labeltune.training.schedule import scheduled
-from labeltune.training.trainer import MICRO_TOKENS, Step, Trial, restore, state_of
+from labeltune.training.trainer import Step
+from labeltune.training.trial import Trial, restore, state_of
 
 CHECKPOINT = "checkpoint.safetensors"
 FAILURES = {
@@ -181,7 +183,7 @@ def begin(job: Job, checkpoint: Path, listen: Listener) -> None:
     if before not in (None, job.world.size):
         told = f"begun with {before} processes, goes on with {job.world.size}: the same but for rounding"
         listen(Said(f"this training was {told}"))
-    listen(Ready(assembly.config, counts, len(assembly.labels), trained, trial.step, trial.plan.total))
+    listen(Ready(assembly.config, counts, len(assembly.labels), trained, trial.step, trial.order.total))
 
 
 def _unreadable(dev: Store, assembly: Assembly) -> Iterator[str]:

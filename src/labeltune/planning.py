@@ -19,6 +19,7 @@ import torch
 
 from labeltune.bench import Bench, Given
 from labeltune.config import Config, gather, with_settings
+from labeltune.data.batches import GPU_MICRO_TOKENS, MICRO_TOKENS
 from labeltune.data.datasets import QUARANTINE
 from labeltune.errors import SettingsError
 from labeltune.facts import Checked, Listener, quiet
@@ -29,10 +30,10 @@ from labeltune.keys import Key
 from labeltune.ledger import Ledger
 from labeltune.memory import Memory, gibibytes, reckon, shape_of, trained_parameters
 from labeltune.training.meter import peak_memory
+from labeltune.training.order import Order
 from labeltune.training.schedule import scheduled
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS, Group
-from labeltune.training.trainer import Plan as Order
+from labeltune.training.trainer import Group
 from labeltune.training.trainer import train as steps
 
 S = TypeVar("S")

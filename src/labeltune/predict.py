@@ -15,12 +15,13 @@ import torch
 from labeltune.answers import answer_fields, refuse_score
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, switches, with_settings
+from labeltune.data.batches import MICRO_TOKENS
 from labeltune.data.datasets import SAMPLE, Dataset, open_dataset
 from labeltune.data.encoding import Encoder
+from labeltune.data.items import TEXT, Items
 from labeltune.data.readers.memory import items_of
 from labeltune.data.store import Store
 from labeltune.data.streams import open_stream, passing, rows_of
-from labeltune.data.templates import parse
 from labeltune.errors import SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller, Progress, no_progress
 from labeltune.ledger import Ledger
@@ -32,7 +33,6 @@ from labeltune.schema import Encoded, Example, Prediction, in_column
 from labeltune.settings import known_names
 from labeltune.storage import read_json, refuse_file, to_json, write_atomic
 from labeltune.tasks import Calibration
-from labeltune.training.trainer import MICRO_TOKENS
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,11 @@ class Predictor:
         both = chain(head, left)
         if isinstance(head[0], Example):
             return cast(Iterator[Example], both)
-        config = self.run.config.data.model_copy(update={"on_bad_row": "error"})  # an answer for each, or none
-        fields = set(parse(config.template).fields) if config.template else set()
-        column = fields.pop() if len(fields) == 1 else "text"
-        if column == "text" and all(isinstance(item, str) for item in head):
-            given = {"text": "text"} if config.text or not config.template else {}
-            config = config.model_copy(update={"tokens": None, **given})
+        reader = Items(self.run.config.data, self.labeller.task.name)
+        config = reader.of_texts if all(isinstance(item, str) for item in head) else reader.of_rows
+        column = reader.fields[0] if len(reader.fields) == 1 else TEXT
         rows = ({column: item} if isinstance(item, str) else item for item in both)
-        return iter(open_stream(passing(rows_of(rows, "texts"), "texts"), config, self.run.config.task))
+        return iter(open_stream(passing(rows_of(rows, "texts"), "texts"), config, reader.task))
 
 
 def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Predictor:

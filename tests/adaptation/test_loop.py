@@ -21,8 +21,8 @@ from labeltune.model.causal import Causal
 from labeltune.model.layout import plain_layout
 from labeltune.model.settings import LoraConfig
 from labeltune.training.checkpoint import load_state, save_state
+from labeltune.training.order import Order
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import Plan
 
 SIZE = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
 SIZE |= dict(num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -197,8 +197,8 @@ def work_of(rows, *, objective: str = "clm", optimiser: str = "adamw", adapter: 
     matrices = [p for p in parameters.values() if adapter or id(p) in inside]
     others = [p for p in parameters.values() if not adapter and id(p) not in inside]
     optimisers = OPTIMISERS[optimiser](Weights(tuple(matrices), tuple(others)), Rates(1e-2, 1e-2, 0.01))
-    plan = Plan(rows.lengths, TrainConfig(epochs=4, batch_tokens=24), Key.of(1))
-    return Work(reader, parameters, optimisers, rows, plan, Pace(0.1, 0.5, 1.0, micro), Key.of(1))
+    order = Order(rows.lengths, TrainConfig(epochs=4, batch_tokens=24), Key.of(1))
+    return Work(reader, parameters, optimisers, rows, order, Pace(0.1, 0.5, 1.0, micro), Key.of(1))
 
 
 def run(work: Work, until: int) -> list[float]:

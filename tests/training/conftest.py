@@ -17,7 +17,7 @@ from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.schema import Example
 from labeltune.tasks import TASKS
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import Trial
+from labeltune.training.trial import Trial
 
 WORDS = "the thin hen on the ring sang in the other inn and then the tin rang again on a thing".split()
 LABELS = LabelSet(("a", "b", "c"))

@@ -13,8 +13,10 @@ from transformers import AutoModel
 from labeltune.keys import Key
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
 from labeltune.training.checkpoint import load_state, save_state
+from labeltune.training.order import Order
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import Group, Plan, Step, Trial, restore, state_of, train
+from labeltune.training.trainer import Group, Step, train
+from labeltune.training.trial import Trial, restore, state_of
 
 DROPPED = LoraConfig(rank=4, dropout=0.3)
 
@@ -34,7 +36,7 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 def stock_gradients(trial: Trial, folder: object, pooling: str, pool_on: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the first step: stock `AutoModel`, padded rows, PyTorch alone (B = 0, so A has none)."""
-    _, rows, _ = trial.plan.at(0)
+    _, rows, _ = trial.order.at(0)
     encoded = [trial.rows[row] for row in rows]
     body = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     longest = max(len(e.tokens) for e in encoded)
@@ -106,8 +108,8 @@ def test_accumulation_and_micro_batches_change_nothing_but_rounding(make_trial, 
 
 def test_the_order_of_rows_in_a_step_changes_nothing_but_rounding(make_trial) -> None:
     forth, back = make_trial(lora=DROPPED), make_trial(lora=DROPPED)
-    at = back.plan.at
-    back.plan.at = lambda step: (at(step)[0], at(step)[1][::-1], at(step)[2])
+    at = back.order.at
+    back.order.at = lambda step: (at(step)[0], at(step)[1][::-1], at(step)[2])
     run(forth), run(back)
     assert difference(back.weights(), forth.weights()) <= 1e-4
 
@@ -221,7 +223,7 @@ def test_a_step_of_all_trials_is_one_pass_of_the_backbone(make_trial) -> None:
 @pytest.mark.parametrize("epochs", [1, 2.5, 7])
 def test_a_plan_lays_the_epochs_end_to_end(words, epochs) -> None:
     lengths = np.array([5, 9, 3, 7, 8, 20, 2, 4, 6, 1])
-    plan = Plan(lengths, TrainConfig(epochs=epochs, **words), Key.of(1))
+    plan = Order(lengths, TrainConfig(epochs=epochs, **words), Key.of(1))
     each = [plan.epoch_steps(epoch) for epoch in range(8)]
     flat = [(e, rows, rows is steps[-1]) for e, steps in enumerate(each) for rows in steps]
     assert plan.total == sum(map(len, each[: int(epochs)])) + math.ceil((epochs % 1) * len(each[int(epochs)]))
@@ -230,8 +232,8 @@ def test_a_plan_lays_the_epochs_end_to_end(words, epochs) -> None:
 
 
 def test_a_late_step_is_found_without_the_epochs_before_it(monkeypatch) -> None:
-    plan, laid = Plan(np.ones(1000), TrainConfig(epochs=50), Key.of(1)), []
-    monkeypatch.setattr(Plan, "_epoch_steps", lambda self, epoch: laid.append(epoch) or [[0]] * 63)
+    plan, laid = Order(np.ones(1000), TrainConfig(epochs=50), Key.of(1)), []
+    monkeypatch.setattr(Order, "_epoch_steps", lambda self, epoch: laid.append(epoch) or [[0]] * 63)
     assert plan.at(49 * 63 + 5)[0] == 49 and plan.at(49 * 63 + 6)[0] == 49
     assert set(laid) <= {49}
 
@@ -240,7 +242,7 @@ def test_every_row_is_trained_on_once_an_epoch(make_trial) -> None:
     trial = make_trial()
     seen: list[int] = []
     for step in range(5):
-        epoch, rows, _ = trial.plan.at(step)
+        epoch, rows, _ = trial.order.at(step)
         seen += rows
         assert epoch == 0
     assert sorted(seen) == list(range(40))
@@ -310,6 +312,6 @@ def test_other_faults_of_a_pass_are_not_taken_for_it(make_trial) -> None:
 def test_a_step_says_what_padding_would_have_been(make_trial) -> None:
     trial = make_trial()
     for step in run(trial, 3):
-        _, rows, _ = trial.plan.at(step.step - 1)
+        _, rows, _ = trial.order.at(step.step - 1)
         lengths = trial.rows.lengths[rows]
         assert step.tokens == lengths.sum() and step.padded_tokens == len(rows) * lengths.max() >= step.tokens

@@ -132,7 +132,7 @@ def _prepare(config: Adaptation, folder: Path, listen: Listener) -> _Job:
     work = setup.work
     trained = sum(parameter.numel() for parameter in work.parameters.values())
     tokens = int(work.rows.lengths.sum())
-    listen(Ready(setup.config, trained, work.step, work.plan.total, tokens))
+    listen(Ready(setup.config, trained, work.step, work.order.total, tokens))
     if job.before is None:
         job.before = _figures(_look(job, listen, whole=True))
     return job
@@ -156,7 +156,7 @@ def _go_on(job: _Job) -> None:
 def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
     """Consume the facts of the training: meter, log, held-out text, checkpoint, listener."""
     work, config = job.setup.work, job.setup.config.adapt
-    every = config.eval_steps or min(500, ceil(work.plan.total / 10))
+    every = config.eval_steps or min(500, ceil(work.order.total / 10))
     facts = steps(work)
     while not stop.asked:
         began = time.monotonic()
@@ -170,11 +170,11 @@ def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
         _log(job, step, looked)
         if step.step % (config.checkpoint_steps or every) == 0 or step.step == step.total:
             _checkpoint(job)
-    if work.step < work.plan.total:
+    if work.step < work.order.total:
         _checkpoint(job)
         write_model(job.setup, job.folder)
         raise Interrupted(
-            f"stopped at step {work.step:,} of {work.plan.total:,}; {job.folder} can be used as it is",
+            f"stopped at step {work.step:,} of {work.order.total:,}; {job.folder} can be used as it is",
             hint="the same command with --resume goes on",
         )
 
@@ -205,7 +205,7 @@ def _pace(job: _Job) -> tuple[float, float]:
     work, meter = job.setup.work, job.meter
     if not meter.seconds:
         return 0.0, 0.0
-    return meter.tokens / meter.seconds, meter.seconds / work.step * (work.plan.total - work.step)
+    return meter.tokens / meter.seconds, meter.seconds / work.step * (work.order.total - work.step)
 
 
 def _figures(found: Score | None) -> dict[str, Any]:

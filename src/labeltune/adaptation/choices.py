@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.settings import Adaptation, AdaptConfig
+from labeltune.data.batches import GPU_MICRO_TOKENS, MICRO_TOKENS
 from labeltune.errors import ModelError, SettingsError
 from labeltune.model.causal import Causal
-from labeltune.training.trainer import GPU_MICRO_TOKENS, MICRO_TOKENS
 
 CONTEXT = 512
 REFERENCE = 4096

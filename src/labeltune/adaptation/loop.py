@@ -31,7 +31,7 @@ from labeltune.model.updates import Attached
 from labeltune.schema import Batch
 from labeltune.training.checkpoint import State, Tensors, moments_of, restore_moments
 from labeltune.training.optimiser import scale_and_clip, set_lr, warmup_steps
-from labeltune.training.trainer import Plan
+from labeltune.training.order import Order
 from labeltune.transfer import sent
 
 
@@ -136,7 +136,7 @@ class Work:
     parameters: Mapping[str, nn.Parameter]
     optimisers: Sequence[torch.optim.Optimizer]
     rows: Rows
-    plan: Plan
+    order: Order
     pace: Pace
     key: Key
     step: int = 0
@@ -175,15 +175,15 @@ class Step:
 
 
 def steps(work: Work) -> Iterator[Step]:
-    """Train to the end of the plan, yielding after each optimiser step.
+    """Train to the end of the order, yielding after each optimiser step.
 
     Raises:
         ModelError: loss or gradient are no longer finite; the weights are those before the step.
     """
-    while work.step < work.plan.total:
-        epoch, rows, _ = work.plan.at(work.step)
+    while work.step < work.order.total:
+        epoch, rows, _ = work.order.at(work.step)
         loss, predicted = _backward(work, epoch, rows)
-        factor = work.pace.factor(work.step, work.plan.total)
+        factor = work.pace.factor(work.step, work.order.total)
         norm = scale_and_clip(work.parameters.values(), predicted or 1, work.pace.clip)
         for name, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
@@ -194,7 +194,7 @@ def steps(work: Work) -> Iterator[Step]:
         work.step += 1
         yield Step(
             step=work.step,
-            total=work.plan.total,
+            total=work.order.total,
             epoch=epoch + 1,
             loss=loss / max(1, predicted),
             lr=max(group["lr"] for optimiser in work.optimisers for group in optimiser.param_groups),

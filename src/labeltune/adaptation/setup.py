@@ -19,6 +19,7 @@ from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.optimisers import OPTIMISERS, Rates, Weights
 from labeltune.adaptation.settings import Adaptation, AdaptConfig
 from labeltune.assembly import pick_device
+from labeltune.data.batches import MICRO_TOKENS
 from labeltune.data.specials import special_tokens
 from labeltune.errors import SettingsError
 from labeltune.keys import Key
@@ -28,8 +29,8 @@ from labeltune.model.causal import Causal
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import build_adapter
 from labeltune.model.selfcheck import Report, check
+from labeltune.training.order import Order
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import MICRO_TOKENS, Plan
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,13 @@ def _work(config: AdaptConfig, reader: Reader, adapter: lora.Adapter | None, cor
     rates = Rates(lr, matrix_lr, config.weight_decay)
     lengths = corpus.train.lengths
     epochs = config.tokens / int(lengths.sum()) if config.tokens else config.epochs
-    plan = Plan(lengths, TrainConfig(epochs=epochs, batch_tokens=config.batch_tokens), _key(config))
+    order = Order(lengths, TrainConfig(epochs=epochs, batch_tokens=config.batch_tokens), _key(config))
     return Work(
         reader,
         parameters,
         OPTIMISERS[config.optimiser or "adamw"](_weights_of(reader.causal, adapter), rates),
         corpus.train,
-        plan,
+        order,
         Pace(config.warmup, config.decay, config.clip, config.micro_tokens or MICRO_TOKENS),
         _key(config),
     )

@@ -16,6 +16,9 @@ import torch
 from labeltune.schema import Batch, Encoded
 from labeltune.transfer import sent
 
+MICRO_TOKENS, GPU_MICRO_TOKENS = 1024, 16_384
+"""Tokens of a forward pass where the settings leave it open: the CPU's sweet spot, and another device's."""
+
 # Planning
 
 

@@ -42,20 +42,24 @@ class Items:
                 raise DataError("this run reads several fields", at=at, hint=hint)
             return self._plain.example(Row(at, {self.fields[0]: item}))
         row = dict(item)
-        return self._reading(row, self._config, at).example(Row(at, row))
+        return self._reading(row, self.of_rows, at).example(Row(at, row))
 
     @cached_property
-    def _config(self) -> DataConfig:
+    def of_rows(self) -> DataConfig:
+        """The settings that rows are read with: each is answered, or refused."""
         return self.config.model_copy(update={"on_bad_row": "error"})
 
     @cached_property
+    def of_texts(self) -> DataConfig:
+        """The settings that texts alone are read with, each as the first of `fields`."""
+        if self.fields[0] != TEXT:
+            return self.of_rows
+        given = {"text": TEXT} if self.config.text or not self.config.template else {}
+        return self.of_rows.model_copy(update={"tokens": None, **given})
+
+    @cached_property
     def _plain(self) -> Reading:
-        """How a text alone is read."""
-        config, name = self._config, self.fields[0]
-        if name == TEXT:
-            given = {"text": TEXT} if config.text or not config.template else {}
-            config = config.model_copy(update={"tokens": None, **given})
-        return self._reading({name: "a"}, config, "texts")
+        return self._reading({self.fields[0]: "a"}, self.of_texts, "texts")
 
     def _reading(self, row: Mapping[str, object], config: DataConfig, at: str) -> Reading:
         columns = find_columns([row], config, kind_of(self.task), labelled=False, at=at, strict=False)

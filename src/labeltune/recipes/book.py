@@ -23,7 +23,7 @@ from labeltune.errors import SettingsError, nearest
 from labeltune.keys import Key
 from labeltune.recipes.sources import Settings, Source, from_folder, from_hub, sources
 from labeltune.training.optimiser import warmup_steps
-from labeltune.training.trainer import Plan
+from labeltune.training.order import Order
 
 PUBLISHED, CLEAN = "published", "clean"
 PROTOCOLS = (PUBLISHED, CLEAN)
@@ -91,7 +91,7 @@ class Recipe:
         """Optimiser steps, and how many of them warm up, for so many training rows; as the loop counts them."""
         train = {name.removeprefix("train."): v for name, v in self.settings.items() if name.startswith("train.")}
         config = make({"train": train}).train
-        total = Plan(np.ones(rows, np.int64), config, Key.of(config.seed)).total
+        total = Order(np.ones(rows, np.int64), config, Key.of(config.seed)).total
         return total, warmup_steps(config.warmup, total)
 
     def to_toml(self) -> str:

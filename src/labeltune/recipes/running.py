@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from labeltune.card import write_card
 from labeltune.errors import RunError
 from labeltune.facts import Listener, Ready, Said, quiet
 from labeltune.fitting import train
+from labeltune.processes import speaks
 from labeltune.recipes.book import Recipe
 from labeltune.run import METRICS, SPLITS, Run, is_number
 from labeltune.storage import read_json, write_json
@@ -77,7 +77,7 @@ def run_recipe(
     value = reported.get(recipe.metric)
     score = 100 * value if is_number(value) else None
     outcome = Outcome(run, score, why is None, why, _figures(reported))
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one writes
+    if speaks():
         _note(outcome, recipe, changed)
     return outcome
 

@@ -13,6 +13,7 @@ import torch
 
 from labeltune.assembly import load_backbone
 from labeltune.config import Config
+from labeltune.data.batches import MICRO_TOKENS
 from labeltune.errors import RunError, SettingsError, nearest
 from labeltune.model.checkpoints import resolve
 from labeltune.predict import answering
@@ -20,7 +21,6 @@ from labeltune.run import Run, open_run
 from labeltune.serve.engine import BUSY, Departed, Engine, Pass
 from labeltune.serve.hosted import Hosted, host
 from labeltune.serve.settings import ServeConfig
-from labeltune.training.trainer import MICRO_TOKENS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BUSY_WITH_RUNS = 300.0

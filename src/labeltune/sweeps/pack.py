@@ -15,6 +15,7 @@ from typing import Any
 
 from labeltune.answers import answer_fields
 from labeltune.bench import Bench
+from labeltune.data.batches import MICRO_TOKENS
 from labeltune.errors import LabeltuneError, ModelError
 from labeltune.facts import Listener, quiet
 from labeltune.fitting import threads
@@ -39,7 +40,7 @@ from labeltune.sweeps.facts import Began, Ended, Moved
 from labeltune.sweeps.trials import FAILED, SKIPPED, Spec, write_result
 from labeltune.training.checkpoint import Tensors
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import MICRO_TOKENS, Group, Step, memory_ran_out
+from labeltune.training.trainer import Group, Step, memory_ran_out
 from labeltune.training.trainer import train as steps
 
 PACKS, ANSWERS = "packs", "dev.jsonl"
@@ -206,7 +207,7 @@ class _Running:
         self.group = self.group or Group(job.assembly.backbone, apart=self.journal.snapshot["apart"])
         self.seats[id(job.trial)] = seat
         self.group.admit(job.trial)
-        self.listen(Began(spec, job.trial.step, job.trial.plan.total))
+        self.listen(Began(spec, job.trial.step, job.trial.order.total))
 
     def _step(self, step: Step) -> None:
         """Log a step; one that ends its trial, or its leg, makes room."""
@@ -222,7 +223,7 @@ class _Running:
         self._fill()
 
     def _at_the_rung(self, step: Step) -> bool:
-        return self.pack.until is not None and step.epoch >= self.pack.until and step.trial.plan.at(step.step - 1)[2]
+        return self.pack.until is not None and step.epoch >= self.pack.until and step.trial.order.at(step.step - 1)[2]
 
     # Leaving
 

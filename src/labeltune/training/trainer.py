@@ -10,82 +10,23 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
-import numpy as np
 import torch
-from torch import nn
 
-from labeltune.data.batches import micro_batches, pack, plan_epoch
-from labeltune.data.store import Store
-from labeltune.keys import Key, permutation
+from labeltune.data.batches import pack
+from labeltune.keys import Key
 from labeltune.model.backbone import Backbone
-from labeltune.model.member import LabelModel, Member
+from labeltune.model.member import LabelModel
 from labeltune.schema import Batch
-from labeltune.training.checkpoint import State, moments_of, restore_moments
 from labeltune.training.distributed import World
-from labeltune.training.optimiser import adamw, lr_factor, scale_and_clip, set_lr
-from labeltune.training.settings import TrainConfig
+from labeltune.training.optimiser import lr_factor, scale_and_clip, set_lr
+from labeltune.training.trial import Trial
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(logits_SL, labels, target_document) -> (sum of weighted losses, sum of weights)."""
-Evaluate = Callable[[], Mapping[str, float]]
-"""Dev metrics of the member as it is now; `loss` among them settles between equal ones."""
 OUT_OF_MEMORY = "out of memory"
 NO_MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
-MICRO_TOKENS, GPU_MICRO_TOKENS = 1024, 16_384
-"""Tokens of a forward pass where the settings leave it open: the CPU's sweet spot, and another device's."""
-
-
-class Plan:
-    """Which rows make which optimiser step: a fresh permutation per epoch, a pure function of the trial's key."""
-
-    def __init__(self, lengths: np.ndarray, config: TrainConfig, key: Key) -> None:
-        self._lengths, self._config, self._key = lengths, config, key
-        self.epoch_steps = lru_cache(maxsize=2)(self._epoch_steps)
-        self._ends: list[int] = []  # the steps up to the end of each epoch that was counted
-        if config.steps is not None:
-            self.total = config.steps
-        elif config.epochs is not None:
-            self.total = self._steps_of_epochs(config.epochs)
-        else:
-            raise ValueError("the length of a training is settled before it begins (`schedule.scheduled`)")
-
-    def _epoch_steps(self, epoch: int) -> list[list[int]]:
-        order = permutation(self._key.fold("order", epoch), len(self._lengths))
-        rows = None if self._config.batch_tokens else self._config.batch_rows
-        return plan_epoch(self._lengths, permutation=order, batch_rows=rows, batch_tokens=self._config.batch_tokens)
-
-    def _steps_of_epochs(self, epochs: float) -> int:
-        last, part = int(epochs), epochs - int(epochs)
-        before = self._end(last - 1) if last else 0
-        return max(1, before + (math.ceil(part * (self._end(last) - before)) if part else 0))
-
-    def _end(self, epoch: int) -> int:
-        """The steps up to the end of an epoch (from 0); epochs of rows are alike, those of tokens are laid out."""
-        if self._config.batch_tokens is None:
-            return (epoch + 1) * math.ceil(len(self._lengths) / self._config.batch_rows)
-        while len(self._ends) <= epoch:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + len(self._epoch_steps(len(self._ends))))
-        return self._ends[epoch]
-
-    def _epoch(self, step: int) -> int:
-        if self._config.batch_tokens is None:
-            return step // self._end(0)
-        while not self._ends or self._ends[-1] <= step:
-            self._end(len(self._ends))
-        return bisect_right(self._ends, step)
-
-    def at(self, step: int) -> tuple[int, list[int], bool]:
-        """Epoch, rows, and whether this is the epoch's last step, for optimiser step `step` (from 0)."""
-        epoch = self._epoch(step)
-        steps, place = self.epoch_steps(epoch), step - (self._end(epoch - 1) if epoch else 0)
-        return epoch, steps[place], place == len(steps) - 1
 
 
 @dataclass(frozen=True)
@@ -123,102 +64,6 @@ class Step:
     turn_ends: bool
 
 
-@dataclass(eq=False)
-class Trial:
-    """A member being trained: settings, data, optimiser, and where it stands.
-
-    parameters: everything that is trained, by name; the head's names begin with `head.`.
-    select: the dev metric that chooses the weights, and whether higher is better.
-    micro_tokens: most tokens of a forward pass, once memory has run out; the settings' until then.
-    """
-
-    name: str
-    config: TrainConfig
-    member: Member
-    parameters: Mapping[str, nn.Parameter]
-    rows: Store
-    loss: Loss
-    evaluate: Evaluate | None
-    select: tuple[str, bool]
-    key: Key
-    status: str = "running"
-    step: int = 0
-    micro_tokens: int | None = None
-    stale: int = 0
-    best_value: float | None = None
-    best_loss: float = math.nan
-    best_step: int = 0
-    best_epoch: int = 0
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        head = [p for name, p in self.parameters.items() if name.startswith("head.")]
-        rest = [p for name, p in self.parameters.items() if not name.startswith("head.")]
-        self.optimiser = adamw(head, rest, self.config)
-        self.plan = Plan(self.rows.lengths, self.config, self.key)
-
-    def micro(self, rows: Sequence[int]) -> list[list[int]]:
-        """The micro-batches of one step."""
-        if self.config.accumulate is not None and self.micro_tokens is None:
-            return micro_batches(rows, self.rows.lengths, count=self.config.accumulate)
-        most = self.micro_tokens or self.config.micro_tokens or MICRO_TOKENS
-        return micro_batches(rows, self.rows.lengths, micro_tokens=most)
-
-    def halve(self, rows: Sequence[int]) -> bool:
-        """Make the micro-batches of `rows` half as large from now on; False where each is a single row already."""
-        parts = self.micro(rows)
-        if all(len(part) == 1 for part in parts):
-            return False
-        self.micro_tokens = max(1, max(int(self.rows.lengths[part].sum()) for part in parts) // 2)
-        return True
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the trained weights as they are now."""
-        return {name: p.detach().clone() for name, p in self.parameters.items()}
-
-    @torch.no_grad()
-    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Copy `weights` into the parameters."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
-
-    def evaluation_due(self, epoch_ends: bool) -> bool:
-        """Whether dev is evaluated after the step just done."""
-        every = self.config.eval_every
-        due = self.step % every == 0 if isinstance(every, int) else epoch_ends
-        return due or self.step >= self.plan.total
-
-    def is_better(self, value: float) -> bool:
-        """Whether a dev score is better than the best so far; what is no number is not."""
-        if self.best_value is None or not math.isfinite(value):
-            return math.isfinite(value)
-        return value > self.best_value if self.select[1] else value < self.best_value
-
-    def judge(self, metrics: Mapping[str, float], epoch: int) -> bool:
-        """Keep a copy of the weights if `metrics` are the best so far; count evaluations without a better one.
-
-        Of equal values the one with the lower dev loss is kept, and counts as no better one for `train.patience`.
-        """
-        value, loss = metrics[self.select[0]], metrics.get("loss", math.nan)
-        better = self.is_better(value)
-        chosen = better or (value == self.best_value and loss < self.best_loss)  # never where one is no number
-        if chosen:
-            self.best_value, self.best_loss, self.best_step, self.best_epoch = value, loss, self.step, epoch
-            self.best = self.weights()
-        self.stale = 0 if better else self.stale + 1
-        if self.config.patience is not None and self.stale >= self.config.patience:
-            self.status = "stopped early"
-        return chosen
-
-    def finish(self) -> None:
-        """Put the best weights in place; without an evaluation the last ones stay."""
-        if self.best:
-            self.put(self.best)
-
-
-FACTS = ("status", "step", "micro_tokens", "stale", "best_value", "best_loss", "best_step", "best_epoch")
-
-
 class Group:
     """Trials that share one backbone and train side by side.
 
@@ -243,21 +88,6 @@ class Group:
         self.model.detach()
         self.trials = trials
         self.model = LabelModel(self.backbone, [t.member for t in trials])
-
-
-def state_of(trial: Trial) -> State:
-    """All that `trial` needs to go on elsewhere."""
-    facts = {name: getattr(trial, name) for name in FACTS}
-    return State(trial.weights(), dict(trial.best), moments_of(trial.optimiser), facts)
-
-
-def restore(trial: Trial, state: State) -> None:
-    """Put `trial` where `state` left it."""
-    trial.put(state.now)
-    trial.best = dict(state.best)
-    restore_moments(trial.optimiser, state.moments)
-    for name in FACTS:
-        setattr(trial, name, state.facts[name])
 
 
 @dataclass
@@ -290,7 +120,7 @@ def train(group: Group) -> Iterator[Step]:
     """
     while group.trials:
         began = time.monotonic()
-        turns = [_Turn(trial, *trial.plan.at(trial.step)) for trial in group.trials]
+        turns = [_Turn(trial, *trial.order.at(trial.step)) for trial in group.trials]
         _backward(group, turns)
         _share(turns, time.monotonic() - began)
         for turn in turns:
@@ -435,12 +265,12 @@ def _update(turn: _Turn, world: World, *, turn_ends: bool) -> Step:
         if trial.evaluate is not None and trial.evaluation_due(turn.epoch_ends):
             metrics = world.same(trial.evaluate())
             evaluation = Evaluation(metrics, trial.judge(metrics, turn.epoch + 1))
-        if trial.step >= trial.plan.total and trial.status == "running":
+        if trial.step >= trial.order.total and trial.status == "running":
             trial.status = "finished"
     return Step(
         trial=trial,
         step=trial.step,
-        total=trial.plan.total,
+        total=trial.order.total,
         epoch=turn.epoch + 1,
         loss=turn.loss / turn.weight if turn.weight else math.nan,
         lr=lr,
@@ -462,7 +292,7 @@ def _optimise(turn: _Turn) -> tuple[float, float]:
     if not math.isfinite(turn.loss):
         trial.status = "diverged"
         return 0.0, math.nan
-    factor = lr_factor(trial.step, trial.plan.total, trial.config)
+    factor = lr_factor(trial.step, trial.order.total, trial.config)
     set_lr(trial.optimiser, factor)
     norm = scale_and_clip(trial.parameters.values(), turn.weight or 1.0, trial.config.clip or None)
     if not math.isfinite(norm):
