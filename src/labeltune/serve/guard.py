@@ -45,7 +45,7 @@ class Guard:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        visit = _Visit(scope, send)
+        visit = _Visit(scope, send, self._desk)
         try:
             await self._answer(scope, receive, visit)
         except _Left:
@@ -129,8 +129,8 @@ class _Left(Exception):
 class _Visit:
     """One request and its reply."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._path, self._send = scope["path"], send
+    def __init__(self, scope: Scope, send: Send, desk: Desk) -> None:
+        self._path, self._send, self._desk = scope["path"], send, desk
         length = dict(scope["headers"]).get(b"content-length", b"")
         self._size = int(length) if length.isdigit() else math.inf
         self.start, self.id = time.perf_counter(), f"{random.getrandbits(48):012x}"
@@ -141,6 +141,8 @@ class _Visit:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers()]
+            if self._desk.state == "draining":  # or the client's next request meets a connection that is being closed
+                message["headers"].append((b"connection", b"close"))
         try:
             await self._send(message)
         except h11.LocalProtocolError:  # what followed the request was no HTTP, and uvicorn has closed the connection
@@ -153,7 +155,7 @@ class _Visit:
         """
         content = json.dumps(body(self._path, refusal)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(content))}
-        if refusal.status != 429 or self._size > SMALL:
+        if self._desk.state != "draining" and (refusal.status != 429 or self._size > SMALL):
             headers["connection"] = "close"
         given = [(name.lower().encode(), value.encode()) for name, value in {**headers, **refusal.headers}.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": given})
