@@ -1,6 +1,7 @@
 """LoRA by hooks against PEFT's own layers on a stock model, and members of one pass against members alone."""
 
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -343,6 +344,19 @@ def test_adapters_act_in_their_own_passes_only(tiny_model, documents) -> None:
     assert not torch.allclose(hidden(backbone, docs, [other], [None]), expected)
     assert torch.equal(hidden(backbone, docs, [one], [None]), expected)
     assert torch.equal(hidden(backbone, docs, [None], [None]), bare)
+
+
+def test_a_pass_that_ran_out_of_memory_leaves_nothing_behind(tiny_model, documents) -> None:
+    backbone, left = wrap(tiny_model("llama")), []
+
+    def fail(*_: object) -> None:  # after q, k and v have begun to read one tensor
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    backbone.blocks[0].register_forward_hook(lambda _, __, output: left.append(weakref.ref(output)))
+    backbone.blocks[1].self_attn.k_proj.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        hidden(backbone, documents(LENGTHS), [adapter_for(backbone)], [KEY])
+    assert len(left) == 1 and left[0]() is None
 
 
 def test_removed_hooks_are_gone(tiny_model) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -43,11 +44,14 @@ class Slot:
     """Holds the layout of the pass that is running.
 
     first_reader: for each linear layer of the body, the first one that reads the same tensor.
+    kept: what hooks keep for later layers of the running pass. It goes when the pass ends or fails: one tensor of a
+    failed pass would hold the memory of all layers before it.
     """
 
     def __init__(self) -> None:
         self._current: Layout | None = None
         self.first_reader: dict[str, str] = {}
+        self.kept: dict[object, Any] = {}
 
     @property
     def current(self) -> Layout:
@@ -59,11 +63,12 @@ class Slot:
     @contextmanager
     def using(self, layout: Layout) -> Iterator[None]:
         """Make `layout` the running one inside the block."""
-        before, self._current = self._current, layout
+        before = self._current, self.kept
+        self._current, self.kept = layout, {}
         try:
             yield
         finally:
-            self._current = before
+            self._current, self.kept = before
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """The `context_fn` of torch's checkpointing: recomputation sees the layout of its own forward pass."""

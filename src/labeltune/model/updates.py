@@ -62,7 +62,7 @@ def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None],
     for name in dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.names):
         chosen = tuple(adapter if adapter is not None and name in adapter.names else None for adapter in adapters)
         module, first = module_of(modules, name, chosen), slot.first_reader.get(name, name)
-        source = sources.setdefault(first, _Source(first, adapters, attached.dropout))
+        source = sources.setdefault(first, _Source(first, adapters, slot, attached.dropout))
         source.add(name)
         attached.add(module.register_forward_hook(_Update(name, chosen, slot, attached, source)))
     return attached
@@ -71,9 +71,9 @@ def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None],
 class _Source:
     """A tensor that some adapted layers read; `first` names the mask, `readers` are the adapted ones."""
 
-    def __init__(self, first: str, adapters: Sequence[Adapter | None], dropout: Dropout) -> None:
-        self.first, self.adapters, self.readers, self.dropout = first, adapters, list[str](), dropout
-        self._reading: _Reading | None = None
+    def __init__(self, first: str, adapters: Sequence[Adapter | None], slot: Slot, dropout: Dropout) -> None:
+        self.first, self.adapters, self.slot, self.dropout = first, adapters, slot, dropout
+        self.readers: list[str] = []
 
     def add(self, reader: str) -> None:
         """One more layer; a slice has dropout where its adapter changes any of them."""
@@ -87,12 +87,13 @@ class _Source:
         return [name for name in self.readers if name in adapter.names]
 
     def read(self, x: torch.Tensor, layout: Layout) -> _Reading:
-        """The reading of `x`, begun by the first reader and forgotten after the last."""
-        reading = self._reading
+        """The reading of `x`, begun by the first reader and forgotten after the last, or with the pass."""
+        reading: _Reading | None = self.slot.kept.pop(self, None)
         if reading is None or reading.x is not x:
             reading = _Reading(self, x, layout)
         reading.left -= 1
-        self._reading = reading if reading.left > 0 else None
+        if reading.left > 0:
+            self.slot.kept[self] = reading
         return reading
 
 

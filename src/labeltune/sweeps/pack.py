@@ -35,12 +35,13 @@ from labeltune.job import (
 )
 from labeltune.run import LOG, WORK, plain_metrics
 from labeltune.schema import Prediction, SpanPrediction
+from labeltune.shortage import memory_ran_out
 from labeltune.storage import append_jsonl, read_jsonl, to_json, write_atomic
 from labeltune.sweeps.facts import Began, Ended, Moved
 from labeltune.sweeps.trials import FAILED, SKIPPED, Spec, write_result
 from labeltune.training.checkpoint import Tensors
 from labeltune.training.settings import TrainConfig
-from labeltune.training.trainer import Group, Step, memory_ran_out
+from labeltune.training.trainer import Group, Step
 from labeltune.training.trainer import train as steps
 
 PACKS, ANSWERS = "packs", "dev.jsonl"

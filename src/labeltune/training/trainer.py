@@ -21,12 +21,12 @@ from labeltune.keys import Key
 from labeltune.model.backbone import Backbone
 from labeltune.model.member import LabelModel
 from labeltune.schema import Batch
+from labeltune.shortage import fits
 from labeltune.training.distributed import World
 from labeltune.training.optimiser import lr_factor, scale_and_clip, set_lr
 from labeltune.training.trial import Trial
 
 OUT_OF_MEMORY = "out of memory"
-NO_MEMORY = ("out of memory", "can't allocate memory", "unable to allocate")
 
 
 @dataclass(frozen=True)
@@ -174,21 +174,7 @@ def _own_share(group: Group, turns: Sequence[_Turn]) -> None:
 
 def _fits(group: Group, turns: Sequence[_Turn], active: Collection[int]) -> bool:
     """Run the passes of the active turns; False where there is too little memory for them."""
-    try:
-        _pass(group, turns, active)
-    except (RuntimeError, MemoryError) as error:
-        if not memory_ran_out(error):
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return False
-    return True
-
-
-def memory_ran_out(error: Exception) -> bool:
-    """CUDA has an error of its own for it; the CPU's allocator and NumPy say it in words."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in NO_MEMORY)
+    return fits(lambda: _pass(group, turns, active))
 
 
 def _pass(group: Group, turns: Sequence[_Turn], active: Collection[int]) -> None:
