@@ -205,6 +205,26 @@ def test_a_recording_that_is_wrong_is_not_used_and_the_log_says_so(
     assert apart(gradients(ours), gradients(plain)) < 1e-6
 
 
+def test_memory_that_runs_out_while_a_recording_is_compared_costs_no_gradient(
+    tiny_model, apart, monkeypatch, caplog
+) -> None:
+    class Large(Replayed):
+        def backward(self, gradient: Tensor) -> None:
+            super().backward(gradient)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    plain, ours = model(tiny_model, 1), model(tiny_model, 1)
+    recorder = recorded(ours, monkeypatch)
+    recorder.record = Large
+    monkeypatch.setattr(recording, "SIGHTINGS", 2)
+    with caplog.at_level(logging.WARNING):
+        for seed in range(3):  # the second pass is to be recorded, and adds to the first
+            step(ours, ONE[0], seed)
+            step(plain, ONE[0], seed)
+    assert recorder.passes == 0 and "CUDA out of memory" in caplog.text
+    assert apart(gradients(ours), gradients(plain)) < 1e-6
+
+
 def test_padding_is_documents_of_its_own_none_longer_than_the_longest(documents) -> None:
     layout = documents((5, 9, 4, 30), slices=(0, 3, 4)).layout([(False,), (False,)])
     shape = Shape.of(layout, None)

@@ -279,6 +279,18 @@ class Recorder:
     def _compare(self, run: Callable[[], Tensor], graphs: Graphs, gradients: Gradients) -> None:
         """The recording's values and gradients against the pass itself, to the rounding of its dtype."""
         held = [p.grad if p.grad is None else p.grad.clone() for p in self.parameters]
+        try:
+            values, slopes, rounding = self._differences(run, graphs, gradients)
+        finally:  # memory may run out on the way, and the pass is then made without a recording
+            for p, gradient in zip(self.parameters, held, strict=True):
+                p.grad = gradient
+        if not max(values, slopes) <= 16 * rounding:
+            raise RuntimeError(f"a recorded pass gives other values (by {values:.1e}) or gradients (by {slopes:.1e})")
+
+    def _differences(
+        self, run: Callable[[], Tensor], graphs: Graphs, gradients: Gradients
+    ) -> tuple[float, float, float]:
+        """How far apart values and gradients are, and the rounding; the parameters' own gradients are lost."""
         expected = run()
         given = expected.detach().sign()
         wanted = torch.cat([g.flatten() for g in torch.autograd.grad(expected, self.parameters, given)])
@@ -288,10 +300,7 @@ class Recorder:
         gradients.give()
         graphs.backward(given)
         slopes = _apart(torch.cat([part.flatten() for part in gradients.parts]), wanted)
-        for p, gradient in zip(self.parameters, held, strict=True):
-            p.grad = gradient
-        if not max(values, slopes) <= 16 * torch.finfo(expected.dtype).eps:
-            raise RuntimeError(f"a recorded pass gives other values (by {values:.1e}) or gradients (by {slopes:.1e})")
+        return values, slopes, torch.finfo(expected.dtype).eps
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
