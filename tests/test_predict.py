@@ -3,6 +3,9 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -266,3 +269,54 @@ def test_a_stream_is_answered_as_a_whole_is_neighbours_included(
     whole = predictor.labeller.predict(examples, rows)
     assert list(predictor.stream(iter(examples))) == whole
     assert len(predictor.assembly.encoder.encode(examples[1]).tokens) < len(rows[1].tokens)
+
+
+@contextmanager
+def memory_for(predictor: Predictor, tokens: int) -> Iterator[None]:
+    """A machine whose memory ends at so many tokens in a forward pass."""
+
+    def weigh(module: object, args: tuple[object, ...], words: dict[str, torch.Tensor]) -> None:
+        if words["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    hook = predictor.assembly.backbone.model.register_forward_pre_hook(weigh, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["moods", "names"])
+def test_where_memory_runs_out_passes_are_divided_and_the_answers_stay(
+    kind: str, finished: Path, tagger: Path, small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = load(finished if kind == "moods" else tagger)
+    config = predictor.run.config
+    examples = list(open_dataset(small / f"{kind}-train.jsonl", config.data, config.task, labelled=True, name="data"))
+    rows = Store.build(examples, predictor.assembly.encoder.encode_many)
+    whole = predictor.labeller.predict(examples, rows, all_scores=True)
+    most = int(rows.lengths.max())
+    with memory_for(predictor, most):
+        divided = predictor.labeller.predict(examples, rows, all_scores=True)
+        again = replace(predictor.labeller).predict(examples, rows)  # what is known of memory stays known
+    assert "out of memory" not in caplog.text and caplog.text.count("memory ran out") >= 2
+    assert predictor.labeller.limit.tokens <= 2 * most
+    for answers in (divided, again):
+        assert [(a.id, a.label, a.spans and [s.label for s in a.spans]) for a in answers] == [
+            (a.id, a.label, a.spans and [s.label for s in a.spans]) for a in whole
+        ]
+    assert [a.score for a in divided] == pytest.approx([a.score for a in whole], abs=1e-5)
+
+
+def test_a_row_that_no_memory_holds_is_said_so(finished: Path, small: Path) -> None:
+    predictor = load(finished)
+    with memory_for(predictor, 3), pytest.raises(RunError, match=r"data.max_tokens: a row of \d+ tokens needs more"):
+        predictor.predict([row["text"] for row in rows_of(small / "moods-test.jsonl")])
+
+
+def test_passes_that_other_processes_wait_for_are_not_divided(finished: Path) -> None:
+    predictor = load(finished)
+    labeller = replace(predictor.labeller, divides=False)
+    (example,) = predictor.examples(["the hen"])
+    with memory_for(predictor, 1), pytest.raises(torch.OutOfMemoryError):
+        labeller.predict([example], [predictor.encoder.encode(example)])

@@ -2,15 +2,17 @@
 
 Rows are sorted by length, packed under a token budget, run without gradients, decided on while whole documents are at
 hand, and put back in order. Decisions are kept, logits are not. A thousand rows or a stream of them are sorted in the
-same portions, so the same rows give the same batches, and the same bits, wherever they are answered.
+same portions, so the same rows give the same batches, and the same bits, wherever they are answered. Where memory runs
+out a pass is divided, and all later ones too: the same numbers but for rounding.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,15 @@ import torch
 from labeltune.data.batches import pack, sorted_batches
 from labeltune.data.readers.rows import PART
 from labeltune.data.store import Store
-from labeltune.errors import ModelError
+from labeltune.errors import ModelError, RunError
 from labeltune.labels import LabelSet
 from labeltune.metrics import Figures
 from labeltune.model.member import LabelModel
 from labeltune.schema import Encoded, Example, Prediction
+from labeltune.shortage import fits
 from labeltune.tasks import Calibration, Loss, Task
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 8192
 """Rows that are sorted by length together; what a stream of answers holds in memory."""
@@ -62,6 +67,13 @@ def nobody(numbers: list[int], logits_SL: np.ndarray, documents_S: np.ndarray) -
     """Nobody hears of the passes."""
 
 
+@dataclass
+class Limit:
+    """Most tokens of one forward pass, as far as memory has shown it; a labeller and its variants share it."""
+
+    tokens: float = math.inf
+
+
 @dataclass(frozen=True)
 class Labeller:
     """A member that answers: slice 0 of `model`, its task and labels, and what was fitted on dev.
@@ -70,6 +82,7 @@ class Labeller:
     switches: the settings of published protocols that are on, by name (see SWITCHES); every report carries them.
     parts: the model was trained on a table of files; reports have the figures of each.
     each: who makes the passes; this process in turn, or several that share them out.
+    divides: a pass may become several where memory runs out; not where other processes wait for each pass of this one.
     """
 
     model: LabelModel
@@ -80,6 +93,8 @@ class Labeller:
     switches: tuple[str, ...] = ()
     parts: bool = False
     each: Passes = map
+    divides: bool = True
+    limit: Limit = field(default_factory=Limit, compare=False, repr=False)
 
     def predict(
         self,
@@ -178,18 +193,53 @@ class Labeller:
         for first in range(0, len(lengths), CHUNK):
             places = sorted_batches(lengths[first : first + CHUNK], self.budget)
             batches = [[first + place for place in batch] for batch in places]
-            passes = self.each(lambda numbers: self._pass([(number, rows[number]) for number in numbers]), batches)
+            passes = self.each(lambda numbers: self._answered([(n, rows[n]) for n in numbers]), batches)
             for numbers, (logits_SL, documents_S) in zip(batches, passes, strict=True):
                 if not np.isfinite(logits_SL).all():
                     hint = 'train again with a lower train.lr; where model.dtype is "fp16", with "bf16"'
                     raise NotFinite("the model's answers are no finite numbers", hint=hint)
                 yield numbers, logits_SL, documents_S
 
+    def _answered(self, rows: Sequence[tuple[int, Encoded]]) -> Pass:
+        """One pass, or several where memory runs out; rows: the longest first.
+
+        Raises:
+            RunError: there is too little memory for a single row.
+        """
+        if not self.divides:
+            return self._pass(rows)
+        lengths = np.array([len(row.tokens) for _, row in rows], np.int64)
+        parts = sorted_batches(lengths, int(min(self.budget, self.limit.tokens)))
+        if len(parts) > 1:
+            return _joined([self._answered([rows[place] for place in part]) for part in parts], list(map(len, parts)))
+        found: list[Pass] = []
+        if fits(lambda: found.append(self._pass(rows))):
+            return found[0]
+        self._lower(lengths)
+        return self._answered(rows)
+
+    def _lower(self, lengths: np.ndarray) -> None:
+        """Half as many tokens in a pass from now on as there were in the one that failed."""
+        if len(lengths) == 1:
+            hint = 'lower it, set data.long = "truncate", or choose a smaller backbone'
+            message = f"a row of {lengths[0]:,} tokens needs more memory than there is"
+            raise RunError(message, at="data.max_tokens", hint=hint)
+        self.limit.tokens = int(lengths.sum()) // 2
+        told = "memory ran out: from now on %s tokens are answered at once (eval.batch_tokens)"
+        logger.warning(told, self.limit.tokens)
+
     def _pass(self, rows: Sequence[tuple[int, Encoded]]) -> Pass:
         batch = pack([rows], self.model.backbone.device)
         with torch.no_grad():
             (logits_SL,) = self.model(batch)
         return logits_SL.float().cpu().numpy(), batch.target_document.cpu().numpy()
+
+
+def _joined(passes: Sequence[Pass], sizes: Sequence[int]) -> Pass:
+    """Passes over neighbouring rows as one; sizes: rows of each."""
+    logits, documents = zip(*passes, strict=True)
+    firsts = np.cumsum([0, *sizes[:-1]])
+    return np.concatenate(logits), np.concatenate([d + first for d, first in zip(documents, firsts, strict=True)])
 
 
 # What was not read

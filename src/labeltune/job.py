@@ -207,6 +207,7 @@ def _labeller(assembly: Assembly, world: World) -> Labeller:
         switches(config),
         isinstance(config.data.train, dict),
         world.map,
+        divides=not world.sharded,
     )
 
 
