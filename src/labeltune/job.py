@@ -33,7 +33,9 @@ from labeltune.keys import Key
 from labeltune.labels import LabelSet
 from labeltune.ledger import Ledger
 from labeltune.model.backbone import Place
+from labeltune.model.checkpoints import read_config, resolve
 from labeltune.model.crf import CRF
+from labeltune.model.families import family_of
 from labeltune.model.member import LabelModel
 from labeltune.run import (
     BACKBONE,
@@ -126,6 +128,7 @@ def prepare(
     _refuse_impossible(config, task, labels)
     backbone = bench.backbone(config, None if whole else config.model.depth, _divider(config, world))
     if world.sharded:
+        _refuse_rows(backbone.config.model_type, backbone.packed)
         count = f"{held(backbone.model):,} parameters in this one"
         listen(Said(f"the backbone is divided among {world.size} processes: {count}"))
     assembly = assemble(config, labels, bench.tokenizer(config), backbone)
@@ -169,8 +172,21 @@ def _divider(config: Config, world: World) -> Place | None:
         if value in ("full", "dora", "int8", "nf4"):
             message = f"a sharded backbone does not go with {value}"
             raise SettingsError(message, at=name, hint="set train.shard = false, or choose another")
+    stock = read_config(resolve(config.model), config.model).get_text_config()
+    _refuse_rows(stock.model_type, family_of(stock).packed)  # before the weights are read
     wide = config.model.dtype == "fp32" or (config.model.dtype == "auto" and not torch.cuda.is_available())
     return partial(shard, world=world, dtype=torch.float32 if wide else None)
+
+
+def _refuse_rows(family: str, packed: bool) -> None:
+    """Refuse to divide a backbone that runs in rows of equal length: one pass is as many forwards as it has lengths.
+
+    Each process would wait for parts of the backbone at other moments than the others, and all of them for ever.
+    """
+    if not packed:
+        message = f"a sharded backbone does not go with {family}, which runs in rows of equal length"
+        hint = "set train.shard = false, or choose another family (llama, mistral, qwen3, gemma3, gpt_neox, …)"
+        raise SettingsError(message, at="train.shard", hint=hint)
 
 
 def begin(job: Job, checkpoint: Path, listen: Listener) -> None:
