@@ -72,6 +72,14 @@ def furthest(one: Path, other: Path) -> float:
     return max(float((a[n] - w).norm() / w.norm().clamp(min=1e-12)) for n, w in b.items())
 
 
+def test_the_processes_of_torchrun_do_not_share_a_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=r"torchrun has started 2; start it without torchrun; .* = 'ray'"):
+        sweep(written(folder, '[sweep.axes]\n"lora.rank" = [1, 2]\n'), out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 # Points
 
 

@@ -42,6 +42,7 @@ from labeltune.sweeps.settings import SweepConfig
 from labeltune.sweeps.tables import Table, Tables, check_table, hpprc, write_tables
 from labeltune.sweeps.trials import ENDED, SCORED, TRIALS, Result, Spec, read_result, repeats
 from labeltune.tasks import Calibration, Task
+from labeltune.training.distributed import asked_for
 
 FILE, DONE = "sweep.toml", "sweep.json"
 COLUMNS = ("labeltune", "hpprc")
@@ -86,6 +87,7 @@ def sweep(
     if columns not in COLUMNS:
         raise SettingsError(f"no columns {columns!r}", at="--columns", hint="known: " + ", ".join(COLUMNS))
     folder = Path(out)
+    _refuse_several(folder)
     base, config = read_sweep(Path(file), settings or {}, engine)
     grids = grids_of(config, base, str(file))
     refuse_impossible(config)
@@ -104,6 +106,14 @@ def sweep(
         except Interrupted:
             work.count()
             raise
+
+
+def _refuse_several(folder: Path) -> None:
+    """Refuse the processes of torchrun, each of which would run the whole sweep in the one folder."""
+    if (processes := asked_for()) > 1:
+        message = f"a sweep is led by one process, and torchrun has started {processes}"
+        hint = "start it without torchrun; sweep.engine = 'ray' shares its trainings among GPUs and machines"
+        raise RunError(message, at=str(folder), hint=hint)
 
 
 def read_sweep(file: Path, settings: Mapping[str, Any], engine: str | None = None) -> tuple[Config, SweepConfig]:
