@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labeltune.data.batches import pack
 from labeltune.keys import Key
-from labeltune.model import recording
+from labeltune.model import attention, recording
 from labeltune.model.backbone import wrap
 from labeltune.model.dropout import Dropout, _drop
 from labeltune.model.layout import Layout
@@ -223,6 +223,26 @@ def test_memory_that_runs_out_while_a_recording_is_compared_costs_no_gradient(
             step(plain, ONE[0], seed)
     assert recorder.passes == 0 and "CUDA out of memory" in caplog.text
     assert apart(gradients(ours), gradients(plain)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "records"), [("llama", True), ("mistral", True), ("gemma2", False), ("gpt_oss", False)]
+)
+def test_only_families_that_take_the_flash_kernel_are_recorded(tiny_model, monkeypatch, name, records) -> None:
+    assert not wrap(tiny_model(name, dtype=torch.bfloat16)).records  # a CPU
+    monkeypatch.setattr(attention, "_VARLEN", frozenset({"scale", "window_size", "enable_gqa"}))
+    monkeypatch.setattr(attention, "_kernel", lambda query, *_, **__: torch.zeros_like(query))
+    monkeypatch.setattr(attention, "_flash_can", lambda _, __, rule: rule.plain)
+    assert wrap(tiny_model(name, dtype=torch.bfloat16)).records is records
+    assert not wrap(tiny_model(name)).records  # in 32 bits
+
+
+def test_one_layer_without_the_flash_kernel_is_enough_not_to_be_recorded(tiny_model, monkeypatch) -> None:
+    backbone, layers = wrap(tiny_model("llama")), iter([True, True, False, True])
+    monkeypatch.setattr(attention, "_VARLEN", frozenset({"scale", "window_size", "enable_gqa"}))
+    monkeypatch.setattr(attention, "_kernel", lambda query, *_, **__: torch.zeros_like(query))
+    monkeypatch.setattr(attention, "_flash_can", lambda *_: next(layers))
+    assert not backbone.recordable()
 
 
 def test_padding_is_documents_of_its_own_none_longer_than_the_longest(documents) -> None:

@@ -13,6 +13,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,18 @@ class Backbone(nn.Module):
         folder = folder_of(self.source, self.revision)
         return weights_sha256(folder) if folder is not None else None
 
+    def recordable(self) -> bool:
+        """Whether every layer's attention takes the flash kernel, which finds documents by their bounds on the device.
+
+        Tried on a wrong length, as recordings give them (see `recording.Inputs`): all other attention refuses it.
+        """
+        try:
+            with torch.no_grad():
+                self._probe(lengths=(2, 2))
+        except RuntimeError:
+            return False
+        return True
+
     # How a batch runs
 
     def _pass(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, depths: set[int]) -> tuple[Tensor, Taps]:
@@ -270,9 +283,12 @@ class Backbone(nn.Module):
         callers = {id(module) for module, _ in calls}
         return all(numbered(block, place, callers) for place, block in enumerate(self.blocks))
 
-    def _probe(self) -> Tensor:
-        """A forward of two documents, of two tokens and of one; of one row where our attention is not in place."""
-        layout = plain_layout((2, 1), (False,) * self.layers, self.device)
+    def _probe(self, lengths: tuple[int, ...] = (2, 1)) -> Tensor:
+        """A forward of two documents, of two tokens and of one; of one row where our attention is not in place.
+
+        lengths: what attention is told of the documents, beside their bounds.
+        """
+        layout = replace(plain_layout((2, 1), (False,) * self.layers, self.device), lengths=lengths)
         words: dict[str, object] = {}
         if self.model.config._attn_implementation == attention.NAME:
             positions = torch.tensor([[0, 1, 0]], device=self.device) + position_start(self.config)
@@ -412,7 +428,7 @@ def _prepare(
     half = backbone.dtype in (torch.float16, torch.bfloat16)  # in 32 bits each length of document is a call of its own
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
     plain = backbone.packed and half and frozen and not checkpointing
-    backbone.records = recording and not placed and plain and backbone.device.type == "cuda"
+    backbone.records = recording and not placed and plain and backbone.recordable()
     if checkpointing:
         _checkpoint(backbone)
     return backbone
