@@ -106,7 +106,8 @@ def backbone_key(config: Config) -> tuple[Any, ...]:
     """What two trainings must agree on to share a backbone, but for its depth."""
     model, train = config.model, config.train
     named = (model.name, model.revision, model.trust_remote_code, model.weights_sha256)
-    return (*named, model.dtype, model.quantization, model.checkpointing, model.matmul, train.device, train.threads)
+    held = (model.dtype, model.quantization, model.checkpointing, model.recording, model.matmul)
+    return (*named, *held, train.device, train.threads)
 
 
 def encoding_key(dataset: Dataset, assembly: Assembly) -> str:
