@@ -344,8 +344,9 @@ def test_an_interrupt_that_a_finaliser_swallowed_is_heard(fit, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_fine_tuning_resumes_to_the_same_bits(fit, tmp_path: Path) -> None:
-    settings = {"lora.kind": "full", "train.lr": 1e-3, "train.epochs": 2}
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_full_fine_tuning_resumes_to_the_same_bits(fit, tmp_path: Path, dtype: str) -> None:
+    settings = {"lora.kind": "full", "train.lr": 1e-3, "train.epochs": 2, "model.dtype": dtype}
     stopped(fit, 4, settings=settings)
     assert load(tmp_path / "stopped").predict("the hen")[0].label
     again, whole = fit("stopped", settings=settings, resume=True), fit("whole", settings=settings)

@@ -9,6 +9,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from labeltune.training.checkpoint import moments_of, restore_moments
 from labeltune.training.optimiser import SCHEDULES, adamw, lr_factor, scale_and_clip, warmup_steps
 from labeltune.training.settings import SCHEDULE_NAMES, TrainConfig
 
@@ -51,3 +52,22 @@ def test_the_head_has_its_own_rate_and_vectors_no_decay() -> None:
     groups = adamw([head], [matrix, vector], TrainConfig(lr=1e-4, head_lr=1e-3, weight_decay=0.1)).param_groups
     found = {id(p): (g["peak"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found == {id(matrix): (1e-4, 0.1), id(vector): (1e-4, 0.0), id(head): (1e-3, 0.1)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_weights_are_stepped_in_fp32_and_their_copies_go_on(dtype: torch.dtype) -> None:
+    config = TrainConfig(lr=2e-5, weight_decay=0.1)
+    start = torch.linspace(-1, 1, 15).view(5, 3).to(dtype)
+    gradients = torch.randn(30, 5, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    short, whole = nn.Parameter(start.clone()), nn.Parameter(start.float())
+    ours, stock = adamw([], [short], config), adamw([], [whole], config)
+    for step, gradient in enumerate(gradients):
+        short.grad, whole.grad = gradient.clone(), gradient.float()
+        ours.step()
+        stock.step()
+        if step == 10:  # as a training that goes on elsewhere
+            state, other = moments_of(ours), nn.Parameter(short.detach().clone())
+            ours, short = adamw([], [other], config), other
+            restore_moments(ours, state)
+    assert torch.equal(short, whole.to(dtype))
+    assert not torch.equal(short, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def known_peak(name: str | None = None) -> float | None:
     """Of a device by its name [the current one]."""
     if name is None:
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
+    return next((peak for known, peak in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory() -> float:
@@ -78,7 +79,8 @@ def peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / GIB
     if STATUS.exists():
         lines = STATUS.read_text("ascii", "replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+        if (peak := next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)) is not None:
+            return peak / 2**20  # some sandboxes do not say it
     if resource is None:
         return 0.0
     size: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
