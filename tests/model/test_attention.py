@@ -188,6 +188,18 @@ def test_the_varlen_kernel_is_told_what_the_runs_are_told(kernel, name, tiny_mod
     assert apart(torch.cat(got), torch.cat(want)) <= 1e-5
 
 
+def test_a_direction_without_documents_is_not_asked_for(tiny_model, documents, apart, monkeypatch):
+    backbone = wrap(tiny_model("llama"))
+    docs = documents((5, 9, 2), slices=(0, 3, 3))
+    policies = [POLICIES["all"], POLICIES["causal"]]
+    want = backbone.hidden(docs.batch(), docs.layout(policies), [4] * 2)
+    monkeypatch.setattr(attention, "_kernel", _new)
+    monkeypatch.setattr(attention, "_VARLEN", frozenset(attention.inspect.signature(_new).parameters))
+    monkeypatch.setattr(attention, "_flash_can", lambda *_: True)
+    got = backbone.hidden(docs.batch(), docs.layout(policies), [4] * 2)
+    assert apart(got[0], want[0]) <= 1e-5
+
+
 def test_the_kernel_of_this_torch_takes_the_words_it_is_given():
     q = torch.zeros(4, 2, 8)
     bounds = torch.tensor([0, 4], dtype=torch.int32)

@@ -66,3 +66,14 @@ def test_all_that_is_kept_for_the_backward_pass_can_be_dropped_by_checkpointing(
     found = [torch.autograd.grad(each.square().sum(), tensors) for each in (whole, again)]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_kernel_can_be_asked_for_within_a_checkpointed_block() -> None:
+    (query, *_) = streams([Run(1, 3, False)], 2, 2, 8)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        assert agrees.__wrapped__(8, 1)
+        return (x * x).sum()
+
+    checkpoint(block, query, use_reentrant=False).backward()
+    torch.testing.assert_close(query.grad, 2 * query)

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key, keep_mask
+from labeltune.model import updates
 from labeltune.model.backbone import Backbone, wrap
 from labeltune.model.layout import Layout, Slot
 from labeltune.model.lora import Adapter, merge
@@ -448,3 +450,23 @@ def test_conv1d_is_adapted_in_its_own_orientation() -> None:
     module = Conv1D(9, 4)  # 4 inputs, 9 outputs
     a, b = Adapter.build({"m": module}, LoraConfig(rank=2), KEY).pair("m")
     assert (a.shape, b.shape) == ((2, 4), (9, 2))
+
+
+def test_an_output_that_is_a_view_made_inside_a_function_is_not_written_into():
+    class Viewed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone().view(1, 4, 6)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.view(4, 6)
+
+    output = Viewed.apply(torch.ones(4, 6, requires_grad=True))
+    assert output._is_view()
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        output.add_(1)
+    adapter = SimpleNamespace(pair=lambda name: (None, torch.full((6, 2), 3.0)))
+    reading = SimpleNamespace(thin=lambda k, name: torch.ones(4, 2), scales=(0.5,))
+    added = updates._Update.added(SimpleNamespace(adapters=(adapter,), name="layer"), output, reading)
+    torch.testing.assert_close(added, torch.full((1, 4, 6), 1 + 0.5 * 2 * 3))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from labeltune.model.pooling import LEARNED, POOLINGS, Pooling, attention, combine
+from labeltune.model.pooling import LEARNED, POOLINGS, Pooling, _reduce, _scattered, attention, combine
 
 NAIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "first": lambda tokens: tokens[0],
@@ -102,3 +102,10 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_only_learned_poolings_have_parameters() -> None:
     assert {name for name in POOLINGS if list(Pooling(name, 3).parameters())} == set(LEARNED)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "max"])
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_segments_are_reduced_alike_where_torch_has_no_kernel_for_them(how: str, lengths: list[int]) -> None:
+    values, sizes = random(sum(lengths), 3), torch.tensor(lengths)
+    torch.testing.assert_close(_scattered(values, sizes, how), _reduce(values, sizes, how))

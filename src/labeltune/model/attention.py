@@ -237,6 +237,8 @@ def _band(length: int, before: int, after: int, device: torch.device) -> Tensor:
 
 _kernel: Callable[..., Any] = varlen_attn
 _VARLEN = frozenset(inspect.signature(_kernel).parameters)
+AMPERE = (8, 0)
+"""The compute capability that flash attention asks for; a T4 or V100 has less, and takes a call for each run."""
 
 
 def _flash_can(query: Tensor, value: Tensor, rule: Rule) -> bool:
@@ -245,6 +247,7 @@ def _flash_can(query: Tensor, value: Tensor, rule: Rule) -> bool:
         return False
     head = query.shape[-1]
     fits = query.dtype in (torch.float16, torch.bfloat16) and head == value.shape[-1] <= 256 and head % 8 == 0
+    fits = fits and torch.cuda.get_device_capability(query.device) >= AMPERE
     return fits and ("window_size" in _VARLEN or rule.window is None)
 
 
@@ -252,8 +255,11 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, rule: Rule, layout: Layout
     """At most two calls: the documents that look back, and those that look both ways."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, H, C)
     both = layout.unmasked[layer]
-    if len(set(both)) == 1:
-        return _varlen(q, k, v, rule, layout.cu_seqlens, max(layout.lengths), both[0]).unsqueeze(0)
+    ways = set(both)
+    if len(ways) > 1:  # a slice may have no document
+        ways = {way for way, _ in directed(layout.lengths, layout.slice_documents, both)}
+    if len(ways) == 1:
+        return _varlen(q, k, v, rule, layout.cu_seqlens, max(layout.lengths), ways.pop()).unsqueeze(0)
     parts, places = [], []
     for direction in (False, True):
         index, bounds, longest = _subset(layout.lengths, layout.slice_documents, both, direction, q.device)

@@ -428,7 +428,8 @@ def _prepare(
     half = backbone.dtype in (torch.float16, torch.bfloat16)  # in 32 bits each length of document is a call of its own
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
     plain = backbone.packed and half and frozen and not checkpointing
-    backbone.records = recording and not placed and plain and backbone.recordable()
+    on_cuda = backbone.device.type == "cuda"
+    backbone.records = recording and not placed and plain and on_cuda and backbone.recordable()
     if checkpointing:
         _checkpoint(backbone)
     return backbone

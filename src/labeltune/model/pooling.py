@@ -102,4 +102,17 @@ def _read(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor)
 
 def _reduce(values_MD: torch.Tensor, lengths_P: torch.Tensor, how: str) -> torch.Tensor:
     """Sum, mean or maximum over consecutive segments, (P, D)."""
-    return torch.segment_reduce(values_MD, how, lengths=lengths_P, axis=0, unsafe=True)
+    if values_MD.device.type in ("cpu", "cuda"):
+        return torch.segment_reduce(values_MD, how, lengths=lengths_P, axis=0, unsafe=True)
+    return _scattered(values_MD, lengths_P, how)
+
+
+def _scattered(values_MD: torch.Tensor, lengths_P: torch.Tensor, how: str) -> torch.Tensor:
+    """The same where torch has no kernel for segments (MPS)."""
+    segment_M = torch.repeat_interleave(torch.arange(len(lengths_P), device=lengths_P.device), lengths_P)
+    sums_PD = values_MD.new_zeros(len(lengths_P), values_MD.shape[1])
+    if how == "max":
+        places_MD = segment_M[:, None].expand_as(values_MD)
+        return sums_PD.scatter_reduce(0, places_MD, values_MD, "amax", include_self=False)
+    sums_PD = sums_PD.index_add(0, segment_M, values_MD)
+    return sums_PD / lengths_P[:, None] if how == "mean" else sums_PD

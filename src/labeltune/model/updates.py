@@ -154,12 +154,17 @@ class _Update:
         return self.looped(module, y_NO, reading).view_as(output)
 
     def added(self, output: torch.Tensor, reading: _Reading) -> torch.Tensor:
-        """One slice, into the layer's own output (1, N, O), which nobody else has seen: no copy of it is made."""
+        """One slice, into the layer's own output (1, N, O), which nobody else has seen: no copy of it is made.
+
+        A view may be one that was made inside a function of autograd (bitsandbytes does so in 8 bits), and autograd
+        lets nobody write into those.
+        """
         (adapter,) = self.adapters
         assert adapter is not None
         b_OR = adapter.pair(self.name)[1].to(output.dtype)
         thin = reading.thin(0, self.name).unsqueeze(0)
-        return output.baddbmm_(thin, b_OR.T.unsqueeze(0), alpha=reading.scales[0])
+        add = output.baddbmm if output._is_view() else output.baddbmm_
+        return add(thin, b_OR.T.unsqueeze(0), alpha=reading.scales[0])
 
     def looped(self, module: nn.Module, y_NO: torch.Tensor, reading: _Reading) -> torch.Tensor:
         """Each slice by itself; slices without an adapter stay as they are."""
