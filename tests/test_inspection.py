@@ -10,6 +10,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from labeltune.data.encoding import TooLong
 from labeltune.errors import SettingsError
 from labeltune.inspection import inspect, show
 
@@ -94,3 +95,20 @@ def test_rows_that_are_padded_as_text_are_counted(labelled: Path, tiny_folder: P
 def test_a_limit_beyond_the_context_is_refused(labelled: Path, tiny_folder: Path) -> None:
     with pytest.raises(SettingsError, match="context"):
         inspect(labelled, model=str(tiny_folder), settings={"data.max_tokens": 10_000})
+
+
+def test_rows_that_cannot_be_cut_are_counted_where_they_are_read_in_windows(tiny_folder: Path) -> None:
+    rows = [{"title": f"a title {n}", "body": "some words", "label": "xy"[n % 2]} for n in range(20)]
+    rows[3] |= {"title": "long " * 40, "body": "more " * 40}
+    settings = {"data.template": "{title}\n{body}", "data.max_tokens": 32, "data.long_field": "body"}
+    found = inspect(rows, dev=rows[:2], model=str(tiny_folder), settings=settings).tokens["train"]
+    assert (found.windows, found.uncut) == (1, 1)
+    with pytest.raises(TooLong, match="even without the field"):
+        inspect(rows, dev=rows[:2], model=str(tiny_folder), settings={**settings, "data.long": "truncate"})
+
+
+def test_labels_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"row {n}", "label": (":smile:", "tail\\\\", "[red]")[n % 3]} for n in range(30)]
+    show(inspect(rows, dev=rows[:6]), Console(width=100))
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in (":smile:", "tail\\\\ ", "[red]"))

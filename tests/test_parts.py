@@ -1,12 +1,14 @@
 """One model over several files, scores by file; entity starts in place of entities."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import labeltune
 from labeltune.data.datasets import load
 from labeltune.data.settings import DataConfig
+from labeltune.errors import DataError
 from labeltune.schema import Span
 from tests.conftest import QUICK, moods, names, write_jsonl
 
@@ -67,3 +69,12 @@ def test_starts_that_match_can_be_spans_that_do_not(tmp_path, tiny_folder):
     assert run.metrics["dev"]["span_f1"] == 1.0 and "switches" not in strict
     two_words = sum("I-LOC" in json.loads(line)["tags"] for line in data.read_text().splitlines())
     assert strict["span_f1"] == pytest.approx(1 - two_words / 48)
+
+
+def test_a_column_that_has_the_name_of_the_files_is_refused(tmp_path: Path) -> None:
+    for name in ("de", "ja"):
+        rows = [{"text": f"{name} {n}", "label": "xy"[n % 2], "part": "mine"} for n in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("de", "ja")}
+    with pytest.raises(DataError, match=r"de\.jsonl:1: the column 'part' is taken"):
+        load(DataConfig(train=files, dev=0.2), None)

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from labeltune import Predictor, evaluate, load, open_run, train
+from labeltune.answers import with_input
 from labeltune.bulk.labelling import predict_files
 from labeltune.data.datasets import open_dataset
 from labeltune.data.store import Store
 from labeltune.errors import DataError, ModelError, RunError, SettingsError
+from labeltune.schema import Example, Prediction, SpanPrediction
 
 
 def rows_of(path: Path) -> list[dict[str, object]]:
@@ -269,6 +271,15 @@ def test_a_stream_is_answered_as_a_whole_is_neighbours_included(
     whole = predictor.labeller.predict(examples, rows)
     assert list(predictor.stream(iter(examples))) == whole
     assert len(predictor.assembly.encoder.encode(examples[1]).tokens) < len(rows[1].tokens)
+
+
+def test_spans_of_tokens_refer_to_the_text_beside_them() -> None:
+    fields = {"tokens": ["Old", ",", "New", "York"], "text": "Old, New York", "input_text": "mine"}
+    example = Example("x.jsonl:1", "Old , New York", spans=None, fields=fields)
+    answer = Prediction("x.jsonl:1", spans=(SpanPrediction(6, 14, "LOC", 0.9, "New York"),))
+    row = with_input(example, answer).row
+    assert row["text"][6:14] == row["spans"][0]["text"] == "New York"
+    assert (row["input_text"], row["input_input_text"]) == ("mine", "Old, New York")
 
 
 @contextmanager

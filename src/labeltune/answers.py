@@ -52,7 +52,9 @@ def with_input(example: Example, prediction: Prediction) -> Answered:
     taken = {*answer, *example.fields}
     fields = {_free(name, taken) if name in answer else name: _sayable(cell) for name, cell in example.fields.items()}
     if prediction.spans is not None and (text := read_text(example)) not in example.fields.values():
-        fields.setdefault("text", text)  # offsets refer to it
+        if "text" in fields:  # as the tokens' own words, joined by one space, it may be written in another way
+            fields[_free("text", {*fields, *answer})] = fields["text"]
+        fields["text"] = text  # offsets refer to it
     return Answered(fields, answer)
 
 

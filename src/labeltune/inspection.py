@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from labeltune.assembly import make_encoder, task_of
 from labeltune.config import Config, gather, with_settings
 from labeltune.data.datasets import Dataset, Loaded, load
-from labeltune.data.encoding import Encoder, Shown
+from labeltune.data.encoding import Encoder, Shown, TooLong
 from labeltune.data.lint import Finding, lint
 from labeltune.data.specials import unknown_token
 from labeltune.errors import SettingsError
@@ -38,7 +37,8 @@ class Tokens:
     """The token lengths of one split, special tokens included, and what the limit does to them.
 
     windows: rows that need more than one window. cut_…: what `data.long = "truncate"` would lose.
-    refused: rows that need more than `data.max_windows`, which is an error. unknown: rows with text that the tokenizer
+    refused: rows that need more than `data.max_windows`, which is an error. uncut: rows that `truncate` would refuse,
+    since what may be shortened is too short. unknown: rows with text that the tokenizer
     has no token for, so that the model cannot read it. torn: gold spans that begin or end inside a unit, which no
     model can find.
     """
@@ -51,6 +51,7 @@ class Tokens:
     limit: int
     windows: int
     refused: int
+    uncut: int
     unknown: int
     cut_rows: int
     cut_units: int
@@ -145,32 +146,46 @@ def _settled(config: Config, task: Task) -> Config:
 
 
 def count_tokens(split: Dataset, encoder: Encoder, config: Config, task: Task, labels: LabelSet) -> Tokens:
-    """Encode a split as it would be read, and cut at the limit to see what that would lose."""
-    cutting = make_encoder(with_settings(config, {"data.long": "truncate"}), task, labels, encoder.tokenizer)
+    """Encode a split as it would be read, and cut at the limit to see what that would lose.
+
+    Raises:
+        TooLong: a row that cannot be cut, where `data.long` asks for it.
+    """
+    cutting = _encoder(config, encoder, task, labels, {"long": "truncate", "pad_as_text": None})
     whole = _windowed(config, encoder, task, labels)
-    lengths, windows, refused, unknown, torn, lost_spans = [], 0, 0, 0, 0, 0
+    lengths, windows, refused, uncut, unknown, torn, lost_spans = [], 0, 0, 0, 0, 0, 0
     nothing = unknown_token(encoder.tokenizer)
     lost: Counter[str] = Counter()
-    rows = zip(split, whole.encode_many(split), cutting.encode_many(split), strict=True)
-    for example, full, short in rows:
+    for example, full in zip(split, whole.encode_many(split), strict=True):
         lengths.append(len(full.tokens))
         windows += len(full.window_lengths) > 1
         refused += len(full.window_lengths) > config.data.max_windows
         unknown += nothing is not None and nothing in full.tokens
+        in_full = len(align(example.spans, units_of(full)).lost) if example.spans else 0
+        torn += in_full
+        if len(full.window_lengths) == 1 and not full.dropped_characters:
+            continue
+        try:
+            short = cutting.encode(example)
+        except TooLong:
+            if config.data.long == "truncate":
+                raise
+            uncut += 1
+            continue
         lost.update(rows=short.dropped_characters > 0, units=short.dropped_units, characters=short.dropped_characters)
         if example.spans:
-            in_full, in_short = (len(align(example.spans, units_of(row)).lost) for row in (full, short))
-            torn, lost_spans = torn + in_full, lost_spans + in_short - in_full
+            lost_spans += len(align(example.spans, units_of(short)).lost) - in_full
     sizes = np.array(lengths or [0])
     return Tokens(
         rows=len(lengths),
         total=int(sizes.sum()),
         shortest=int(sizes.min()),
-        quantiles={f"{share:.0%}": int(np.quantile(sizes, share)) for share in SHARES},
+        quantiles={f"{share:.0%}": int(np.quantile(sizes, share, method="higher")) for share in SHARES},
         longest=int(sizes.max()),
         limit=encoder.max_tokens,
         windows=windows,
         refused=refused,
+        uncut=uncut,
         unknown=unknown,
         cut_rows=lost["rows"],
         cut_units=lost["units"],
@@ -183,8 +198,13 @@ def count_tokens(split: Dataset, encoder: Encoder, config: Config, task: Task, l
 def _windowed(config: Config, encoder: Encoder, task: Task, labels: LabelSet) -> Encoder:
     """The encoder that loses nothing, whatever `data.long` and `data.max_windows` say: lengths must come out."""
     whole = {"long": "window", "max_windows": MANY_WINDOWS, "pad_as_text": None}
-    data = config.data.model_copy(update=whole)
-    return make_encoder(config.model_copy(update={"data": data}), task, labels, encoder.tokenizer)
+    return _encoder(config, encoder, task, labels, whole)
+
+
+def _encoder(config: Config, encoder: Encoder, task: Task, labels: LabelSet, data: Mapping[str, object]) -> Encoder:
+    """Another encoder of the same tokens."""
+    other = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    return make_encoder(other, task, labels, encoder.tokenizer)
 
 
 def units_of(row: Encoded) -> list[tuple[int, int]]:
@@ -207,7 +227,7 @@ ROLES = {"read": "bold black on bright_green", "owned": "", "context": "dim", "s
 def show(found: Inspection, console: Console) -> None:
     """Print an inspection for people."""
     for sentence in found.said:
-        console.print(escape(sentence), highlight=False)
+        console.print(Text(sentence))
     console.print(_label_table(found))
     if found.tokens:
         console.print(_token_table(found.tokens))
@@ -223,8 +243,8 @@ def show(found: Inspection, console: Console) -> None:
     if found.seen:
         console.print(Text.assemble(*((f" {role} ", style) for role, style in ROLES.items())))
     for finding in found.findings:
-        mark = "[bold yellow]warning[/]" if finding.level == "warning" else "[dim]note[/]"
-        console.print(f"{mark} {escape(str(finding))}", highlight=False)
+        mark = ("warning", "bold yellow") if finding.level == "warning" else ("note", "dim")
+        console.print(Text.assemble(mark, f" {finding}"))
     if not found.findings:
         console.print("nothing suspicious was found")
 
@@ -235,7 +255,7 @@ def _label_table(found: Inspection) -> Table:
     for split in found.rows:
         table.add_column(split, justify="right")
     for name in sorted({name for counts in found.labels.values() for name in counts}):
-        table.add_row(escape(name), *(f"{counts.get(name, 0):,}" for counts in found.labels.values()))
+        table.add_row(Text(name), *(f"{counts.get(name, 0):,}" for counts in found.labels.values()))
     table.add_row("rows", *(f"{rows:,}" for rows in found.rows.values()), style="bold")
     return table
 
@@ -256,6 +276,7 @@ def _token_table(tokens: Mapping[str, Tokens]) -> Table:
         "rows beyond data.max_windows (an error)": [t.refused for t in columns],
         "rows with text that has no token": [t.unknown for t in columns],
         "words that truncation would cut": [t.cut_units for t in columns],
+        "rows that truncation would refuse": [t.uncut for t in columns],
         "characters that truncation would cut": [t.cut_characters for t in columns],
         "spans that truncation would lose": [t.cut_spans for t in columns],
         "spans that end inside a word": [t.torn for t in columns],

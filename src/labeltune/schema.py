@@ -28,6 +28,14 @@ class Span:
     end: int
     label: str
 
+    def within(self, text: str) -> Span:
+        """The span without the white space at its ends; as it is where it covers nothing else."""
+        piece = text[self.start : self.end]
+        if not piece.strip():
+            return self
+        start = self.start + len(piece) - len(piece.lstrip())
+        return Span(start, start + len(piece.strip()), self.label)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -338,3 +338,20 @@ def test_livedoor_loads_from_its_folder_and_splits_as_published(shared):
     assert not any(
         character in example.text for example in loaded.dev for character in "\uff21\uff22\uff23\uff11\uff12\uff13"
     )
+
+
+def test_lists_as_python_writes_them_into_a_table_are_lists(tmp_path):
+    labels = [["sport"], ["sport", "it's news"], [], ["it's news"]] * 10
+    table = pd.DataFrame({"text": [f"row {n}" for n in range(40)], "labels": labels})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    loaded = load(DataConfig(train=str(tmp_path / "a.csv"), dev=0.2), None)
+    assert loaded.task == "multilabel"
+    assert {label for row in loaded.train for label in row.label} == {"sport", "it's news"}
+
+
+def test_labels_in_brackets_are_labels_and_half_a_list_is_refused(tmp_path):
+    bracketed = [{"text": f"row {n}", "label": ("[REQ]", "[BUG]")[n % 2]} for n in range(40)]
+    assert load(DataConfig(dev=0.2), None, data=bracketed).task == "classification"
+    numpys = [{"text": f"row {n}", "label": "['a' 'b']"} for n in range(40)]
+    with pytest.raises(DataError, match="is no list of labels"):
+        load(DataConfig(dev=0.2), "multilabel", data=numpys)

@@ -132,3 +132,61 @@ def test_the_ledger_is_told(tmp_path):
     loaded = load(DataConfig(), None, data=clean(), dev=clean(20, 1000), test=clean(20, 2000))
     lint(loaded, ledger=Ledger())
     assert notes == ["linting"]
+
+
+def test_one_faulty_row_does_not_speak_for_the_scheme_of_a_file():
+    rows = tagged([(f"Rome row {n}", "B-LOC O O") for n in range(40)] + [("Rome again", "I-LOC O")])
+    found = findings(rows, dev=tagged([("Oslo", "B-LOC")]))["mixed_schemes", "train"]
+    assert (found.count, found.at) == (1, ("train[40]",))
+    assert "IOB2" in found.message
+
+
+@pytest.mark.parametrize("twins", [("café", "cafe\u0301"), ("ab", "a\u200bb"), ("AB", "\uff21\uff22")])
+def test_labels_that_look_the_same_are_called_alike(twins):
+    rows = [{"text": text, "label": twins[n % 2]} for n, text in enumerate(texts(40))]
+    assert findings(rows, dev=rows[:2])["similar_labels", "train"].count == 2
+
+
+def test_a_label_of_dev_that_is_another_but_for_case_is_told():
+    dev = [{"text": f"{text} x", "label": label} for text, label in zip(texts(20), ["Even", "odd"] * 10, strict=True)]
+    assert "'Even' is 'even' but for case" in findings(clean(), dev=dev)["unseen_label", "dev"].message
+
+
+def test_rows_with_several_unseen_labels_are_counted_once():
+    train = [{"text": text, "label": ["even" if n % 2 else "odd"]} for n, text in enumerate(texts(40))]
+    dev = [{"text": text, "label": ["x", "y", "z"]} for text in texts(3, 500)]
+    found = findings(train, dev=dev, task="multilabel")["unseen_label", "dev"]
+    assert found.count == 3
+    assert "100.0% of the rows" in found.effect
+
+
+def test_a_dev_split_with_one_label_is_not_said_to_be_always_right():
+    found = findings(clean(), dev=[{"text": text, "label": "odd"} for text in texts(20, 900)])["imbalance", "dev"]
+    assert found.effect == "the dev score says nothing of the other labels"
+
+
+def test_spans_at_other_places_are_other_labels_and_white_space_is_none():
+    spanned = [{"text": "may may come", "spans": [[0, 3, "X"]]}, {"text": "may may come", "spans": [[4, 7, "X"]]}]
+    spaced = [{"text": "in New York", "spans": [[3, 11, "X"]]}, {"text": "in  New  York", "spans": [[4, 13, "X"]]}]
+    others = [{"text": text, "spans": []} for text in texts(20)]
+    dev = [{"text": "a new row", "spans": [[2, 5, "X"]]}]
+    assert findings([*spanned, *others], dev=dev, task="tagging")["conflicting_labels", "train"].count == 2
+    assert ("conflicting_labels", "train") not in findings([*spaced, *others], dev=dev, task="tagging")
+
+
+def test_numbers_of_one_text_are_no_lost_rows():
+    rows = [{"text": text, "label": n + 0.5} for n, text in enumerate(texts(40))]
+    found = findings([*rows, {"text": rows[0]["text"], "label": 7.5}], dev=rows[:5], task="regression")
+    assert "no model can avoid" in found["conflicting_labels", "train"].effect
+
+
+def test_a_label_s_name_in_all_texts_gives_nothing_away_whatever_the_order_of_the_rows():
+    rows = [{"text": f"film and food {n} okay then", "label": ("food", "film")[n % 2]} for n in range(40)]
+    assert ("label_given_away", "train") not in findings(rows)
+
+
+def test_groups_of_given_files_that_meet_are_told():
+    train = [{**row, "user": f"u{n % 5}"} for n, row in enumerate(clean())]
+    dev = [{**row, "user": f"u{n % 10}"} for n, row in enumerate(clean(20, 1000))]
+    found = findings(train, dev=dev, group="user")["groups_across", "dev"]
+    assert (found.count, found.level) == (10, "warning")

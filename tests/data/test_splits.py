@@ -166,3 +166,35 @@ def test_another_seed_draws_other_rows_and_fewer_are_part_of_more():
 def test_fewer_rows_than_labels_are_refused():
     with pytest.raises(SettingsError, match=r"data.train_rows: 2 rows cannot hold 3 labels"):
         held_out(classes(a=5, b=5, c=5), train_rows=2)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(5, 40), min_size=1), st.sampled_from(["", 0.2]))
+@run(max_examples=30, deadline=None)
+def test_folds_are_alike_in_labels_and_in_size(sizes, test):
+    rows = classes(**{label: size + 10 for label, size in sizes.items()})
+    devs = [held_out(rows, fold=f"{k}/5", **({"test": test} if test else {}))["dev"] for k in range(1, 6)]
+    assert max(map(len, devs)) - min(map(len, devs)) <= 1
+    for label in sizes:
+        counts = [sum(text.startswith(f"{label} ") for text in dev) for dev in devs]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_rows_of_a_number_that_is_nearly_all_there_is_are_told_apart():
+    rows = [{"text": f"row {n}", "label": 0.0 if n < 190 else n + 0.5} for n in range(200)]
+    for seed in range(5):
+        dev = held_out(rows, dev=0.2, task="regression", seed=seed)["dev"]
+        assert sum(int(text.split()[1]) >= 190 for text in dev) == 2
+
+
+def test_a_row_without_a_group_is_refused_in_a_table_too(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "text,label,user\n" + "".join(f"row {n},{n % 2},{n % 3 or ''}\n" for n in range(30))
+    )
+    with pytest.raises(DataError, match="the row has no group"):
+        load(DataConfig(train=str(tmp_path / "a.csv"), dev=0.2, group="user"), None)
+
+
+def test_one_group_for_all_is_named_where_a_label_cannot_be_drawn():
+    rows = [{**row, "user": "one"} for row in classes(a=30, b=30)]
+    with pytest.raises(DataError, match="rows of one text or one group stay together"):
+        held_out(rows, group="user")

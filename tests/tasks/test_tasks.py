@@ -338,3 +338,32 @@ def test_a_tagging_weight_names_a_label_or_a_tag():
 def test_what_a_loss_cannot_do_is_refused_by_the_setting(name, settings, said):
     with pytest.raises(SettingsError, match=said):
         TASKS[name].loss(HeadConfig(**settings), settled(name), np.ones(7))
+
+
+def test_white_space_at_the_ends_of_a_gold_span_is_no_error():
+    task, labels = TASKS["tagging"], LabelSet(("LOC",))
+    example = Example("x.jsonl:1", "In Berlin 3 now", spans=(Span(2, 10, "LOC"),))
+    units = np.array([(0, 2), (3, 9), (10, 11), (12, 15)])
+    targets = task.label_of(labels)(example, units)
+    logits = 20 * np.eye(task.width(labels), dtype=np.float32)[targets]
+    decisions = task.decide(logits, np.zeros(len(targets), np.int64), labels)
+    answers = task.predictions([example], [units], decisions, labels)
+    assert [(span.start, span.end) for span in answers[0].spans] == [(3, 9)]
+    assert task.score([example], answers, labels)["span_f1"] == 1
+    assert task.error(example, answers[0]) == 0
+
+
+def test_multilabel_calibration_is_counted_in_one_way():
+    task, labels = TASKS["multilabel"], LabelSet(("a", "b"))
+    rows = [Example(str(n), TEXT, label=gold) for n, gold in enumerate([("a",), (), ("a", "b"), ("b",)])]
+    logits = np.array([[2, -1], [1, -2], [0.5, 0.3], [-1, -0.2]], np.float32)
+    hot = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], np.float32)
+    fitted = task.calibrate(logits, hot, labels)
+    decisions = task.decide(logits, np.arange(4), labels, fitted)
+    answers = task.predictions(rows, [np.array([[0, len(TEXT)]])] * 4, decisions, labels, all_scores=True)
+    assert task.score(rows, answers, labels)["ece"] == pytest.approx(fitted.ece_after, abs=1e-5)
+
+
+def test_weights_that_are_all_0_are_refused():
+    with pytest.raises(SettingsError, match="all weights are 0"):
+        TASKS["classification"].class_weights({"a": 0, "b": 0}, LabelSet(("a", "b")), None)

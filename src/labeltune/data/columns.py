@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 from labeltune.data.readers.conll import is_tag
-from labeltune.data.readers.rows import missing
+from labeltune.data.readers.rows import missing, written_list
 from labeltune.data.settings import DataConfig
 from labeltune.data.templates import parse
 from labeltune.errors import DataError, SettingsError, nearest
@@ -332,5 +332,5 @@ def _is_spans(value: object) -> bool:
 
 
 def _is_written_list(value: object) -> bool:
-    """A list in a table's cell, as JSON."""
-    return isinstance(value, str) and value.startswith("[") and value.endswith("]")
+    """A list in a table's cell."""
+    return isinstance(value, str) and written_list(value) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Literal, cast
 from labeltune.data import units
 from labeltune.data.columns import LABEL, LABELS, NUMBER, ORDERED, TAGS, Columns
 from labeltune.data.naming import label_key
-from labeltune.data.readers.rows import Row, missing
+from labeltune.data.readers.rows import Row, missing, written_list
 from labeltune.data.settings import DataConfig
 from labeltune.data.templates import Filled, Template, parse, shifted
 from labeltune.errors import DataError, LabeltuneError, SettingsError, nearest
@@ -164,6 +163,9 @@ class Reading:
     def _several(self, cell: object) -> tuple[str, ...]:
         """The labels, sorted; none is allowed."""
         cells = _parsed(cell)
+        if isinstance(cells, str) and cells.startswith("[") and cells.endswith("]"):
+            hint = 'write ["a", "b"], or a single label without brackets'
+            raise DataError(f"{_shown(cell)} is no list of labels", hint=hint)
         labels = [self._one(part) for part in (cells if isinstance(cells, list) else [cells])]
         if len(set(labels)) < len(labels):
             raise DataError("a label is given twice", hint="name each label once")
@@ -311,14 +313,9 @@ def _listed(fields: Mapping[str, object], name: str, what: str) -> list[object]:
 
 
 def _parsed(cell: object) -> object:
-    """A JSON list written in a table's cell, as a list."""
-    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
-        return cell
-    try:
-        found = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
-    return found if isinstance(found, list) else cell
+    """A list written in a table's cell, as a list."""
+    found = written_list(cell) if isinstance(cell, str) else None
+    return cell if found is None else found
 
 
 def _several(cell: object) -> list[object]:

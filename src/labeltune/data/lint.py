@@ -6,6 +6,7 @@ Fingerprints of the survey find what rows have in common; one pass over the exam
 from __future__ import annotations
 
 import heapq
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +17,16 @@ from typing import Protocol
 import numpy as np
 
 from labeltune.data import units
-from labeltune.data.columns import LABEL, ORDERED
+from labeltune.data.columns import LABEL, NUMBER, ORDERED
 from labeltune.data.datasets import Dataset, Loaded, Notes
-from labeltune.data.survey import label_set
+from labeltune.data.survey import fingerprint, label_set
 from labeltune.data.templates import parse
 from labeltune.labels import align, first_fault
 from labeltune.schema import Example
 
 SHOWN = 5
 """Addresses given with a finding."""
+BUT_FOR = "case, white space or Unicode form"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def _shared(name: str, split: Dataset, splits: Mapping[str, Dataset]) -> Iterato
     again = np.setdiff1d(np.arange(len(texts)), first)
     if len(again):
         message = f"{len(again):,} rows repeat the text of an earlier row"
-        effect = "they weigh double in training" if name == "train" else "they count double in the score"
+        effect = "they weigh again in training" if name == "train" else "they count again in the score"
         yield _Draft("duplicates", "note", len(again), message, effect, again.tolist())
     for other in [earlier for earlier in splits if earlier != name][: list(splits).index(name)]:
         inside = np.flatnonzero(np.isin(texts, splits[other].survey.texts))
@@ -109,7 +111,19 @@ def _shared(name: str, split: Dataset, splits: Mapping[str, Dataset]) -> Iterato
             message = f"{len(inside):,} of {len(texts):,} rows have a text that is in {other}"
             effect = f"what is learned by heart raises the {name} score by up to {len(inside) / len(texts):.1%}"
             yield _Draft("duplicates_across", "warning", len(inside), message, effect, inside.tolist())
+        yield from _groups_across(name, split, other, splits[other])
     yield from _conflicts(split, inverse.reshape(-1), counts)
+
+
+def _groups_across(name: str, split: Dataset, other: str, earlier: Dataset) -> Iterator[_Draft]:
+    """Files of the user's own may share groups; splits that are drawn never do."""
+    if split.survey.groups is None or earlier.survey.groups is None:
+        return
+    inside = np.flatnonzero(np.isin(split.survey.groups, earlier.survey.groups))
+    if len(inside):
+        message = f"{len(inside):,} of {len(split):,} rows are of a group that is in {other}"
+        effect = f"what is learned of a group raises the {name} score"
+        yield _Draft("groups_across", "warning", len(inside), message, effect, inside.tolist())
 
 
 def _conflicts(split: Dataset, text: np.ndarray, counts: np.ndarray) -> Iterator[_Draft]:
@@ -120,7 +134,11 @@ def _conflicts(split: Dataset, text: np.ndarray, counts: np.ndarray) -> Iterator
     if len(rows):
         texts = int((kinds > 1).sum())
         message = f"{texts:,} texts carry different labels in {len(rows):,} rows"
-        effect = f"no model can be right on all of them; at least {texts / len(text):.1%} of the rows are lost"
+        effect = (
+            "what their numbers differ by is an error that no model can avoid"
+            if split.columns.kind == NUMBER
+            else f"unless case tells them apart, at least {texts / len(text):.1%} of the rows are lost to any model"
+        )
         yield _Draft("conflicting_labels", "warning", len(rows), message, effect, rows.tolist())
 
 
@@ -130,12 +148,15 @@ def _labels(name: str, split: Dataset, train: Dataset) -> Iterator[_Draft]:
         yield from _single_rows(split, rows)
         yield from _alike(rows)
     elif unseen := sorted(set(rows) - set(_rows_of(train))):
-        count = sum(rows[label] for label in unseen)
-        message = f"{count:,} rows carry labels that training never sees: {_listed(unseen)}"
-        effect = f"each is an error in the score, whatever the model says ({count / len(split):.1%} of the rows)"
-        yield _Draft("unseen_label", "warning", count, message, effect, _rows_with(split, unseen))
+        at = _rows_with(split, unseen)
+        message = f"{len(at):,} rows carry labels that training never sees: {_listed(unseen)}"
+        known = {_folded(label): label for label in _rows_of(train)}
+        if twins := [f"{label!r} is {known[_folded(label)]!r}" for label in unseen if _folded(label) in known]:
+            message += f" ({', '.join(twins[:SHOWN])} but for {BUT_FOR})"
+        effect = f"each is an error in the score, whatever the model says ({len(at) / len(split):.1%} of the rows)"
+        yield _Draft("unseen_label", "warning", len(at), message, effect, at)
     if split.columns.kind in (LABEL, ORDERED):
-        yield from _imbalance(rows, len(split))
+        yield from _imbalance(name, rows, len(split))
 
 
 def _rows_of(split: Dataset) -> Counter[str]:
@@ -159,33 +180,40 @@ def _single_rows(split: Dataset, rows: Counter[str]) -> Iterator[_Draft]:
     single = sorted(label for label, count in rows.items() if count == 1)
     if single:
         message = f"{len(single)} labels occur in one row only: {_listed(single)}"
-        effect = "they can hardly be learned, and weigh as much as any other in macro_f1"
+        weight = "" if split.survey.scheme or split.columns.spans else ", and weigh as much as any other in macro_f1"
+        effect = f"they can hardly be learned{weight}"
         yield _Draft("one_example_label", "warning", len(single), message, effect, _rows_with(split, single))
 
 
 def _alike(rows: Counter[str]) -> Iterator[_Draft]:
     folded: dict[str, list[str]] = {}
     for label in rows:
-        folded.setdefault("".join(label.casefold().split()), []).append(label)
+        folded.setdefault(_folded(label), []).append(label)
     for same in folded.values():
         if len(same) > 1:
-            message = f"the labels {_listed(sorted(same))} differ in case or white space only"
+            message = f"the labels {_listed(sorted(same))} differ in {BUT_FOR} only"
             effect = "they are learned and scored as different labels"
             yield _Draft("similar_labels", "warning", len(same), message, effect)
 
 
-def _imbalance(rows: Counter[str], total: int) -> Iterator[_Draft]:
+def _folded(label: str) -> str:
+    """What two labels share that look alike: compatible characters, no case, no white space, nothing invisible."""
+    plain = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def _imbalance(name: str, rows: Counter[str], total: int) -> Iterator[_Draft]:
     if len(rows) < 2:
         message = f"there is a single label, {_listed(list(rows))}"
-        yield _Draft("imbalance", "warning", 1, message, "every model is right always: there is nothing to learn")
+        nothing = "every model is right always: there is nothing to learn"
+        effect = nothing if name == "train" else f"the {name} score says nothing of the other labels"
+        yield _Draft("imbalance", "warning", 1, message, effect)
         return
     (most, top), (least, low) = rows.most_common()[0], rows.most_common()[-1]
     if top >= 10 * low or top >= 0.8 * total:
         message = f"{most!r} has {top:,} rows, {least!r} {low:,}"
-        effect = (
-            f"answering {most!r} always gives an accuracy of {top / total:.3f}: read macro_f1, "
-            "or set head.class_weights = 'balanced'"
-        )
+        way_out = ", or set head.class_weights = 'balanced'" if name == "train" else ""
+        effect = f"answering {most!r} always gives an accuracy of {top / total:.3f}: read macro_f1{way_out}"
         yield _Draft("imbalance", "note", top, message, effect)
 
 
@@ -248,7 +276,7 @@ class _Lengths:
         count = int((lengths > limit).sum())
         if count:
             at = tuple(where for length, where in sorted(self._longest, reverse=True) if length > limit)
-            message = f"{count:,} texts are longer than {limit:,.0f} characters, twenty times the median"
+            message = f"{count:,} texts are longer than {limit:,.0f} characters, where the median is {median:,.0f}"
             yield Finding("long_texts", split, "note", count, message, "they take windows and time, or lose text", at)
         if self._shortest.count and median >= 10:
             message = f"{self._shortest.count:,} texts have fewer than three characters"
@@ -277,7 +305,7 @@ class _Spans:
     def findings(self, split: str) -> Iterator[Finding]:
         if self._white.count:
             message = f"{self._white.count:,} of {self._spans:,} spans begin or end in white space"
-            effect = "predicted spans do not, so they are compared by the units they cover"
+            effect = "no answer does, so they are compared without it"
             yield self._white.finding("span_white_space", split, "note", message, effect)
         if self._torn.count:
             message = f"{self._torn.count:,} of {self._spans:,} spans begin or end inside a unit"
@@ -336,13 +364,14 @@ class _GivenAway:
             return
         label = label_set(example)[0]
         self._number += 1
+        number = fingerprint(example.id)
         for field_name, value in self._clues(example):
             self._remember(field_name, value, label)
         text = _loose(example.text)
         self._rows[label] += 1
         if _loose(label) in text:
             self._own[label].add(example.id)
-        other = self._names[self._number % len(self._names)]
+        other = self._names[number % len(self._names)]  # not in step with rows that stand in the order of their labels
         if other != label:  # one other label per row is enough to know how common its name is
             self._tried[other] += 1
             self._others[other] += _loose(other) in text
@@ -369,7 +398,7 @@ class _GivenAway:
         yield from self._telling_values(split)
         for label, seen in self._own.items():
             rows = self._rows[label]
-            elsewhere = self._others[label] / self._tried[label] if self._tried[label] else 0.0
+            elsewhere = self._others[label] / self._tried[label] if self._tried[label] else 1.0
             if len(_loose(label)) >= 4 and rows >= 10 and seen.count >= 0.8 * rows and elsewhere <= 0.1:
                 message = f"{seen.count:,} of {rows:,} texts of {label!r} hold the label's name"
                 effect = "the model may learn the name alone, and fail on texts without it"

@@ -6,6 +6,7 @@ then drawn by an addressed permutation, stratum by stratum.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ def hold_out(
     parts = {name: draw.part(name) for name in fractions}
     if strict:
         rest = ~np.logical_or.reduce(list(parts.values()))
-        _refuse_empty({**parts, "train": rest}, strata, names, at)
+        _refuse_empty({**parts, "train": rest}, strata, names, at, grouped=survey.groups is not None)
     return parts
 
 
@@ -67,10 +68,17 @@ def hold_out_fold(
     """As `hold_out`, but dev is part k of n disjoint parts, which together are all that a test split leaves."""
     number, of = map(int, fold.split("/"))
     test = {name: share for name, share in fractions.items() if name != "dev"}
-    share = (1 - sum(test.values())) / of
-    parts = hold_out(survey, test | {f"fold {n}": share for n in range(1, of)}, key, strict=strict, at=at)
-    last = ~np.logical_or.reduce(list(parts.values()))
-    return {name: parts[name] for name in test} | {"dev": parts.get(f"fold {number}", last)}
+    strata, names = strata_of(survey)
+    draw = _Draw(blocks_of(survey.texts, survey.groups), strata)
+    for name, share in test.items():
+        for stratum in range(len(names)):
+            draw.take(name, stratum, share, key.fold("split", name, names[stratum]), spare=len(test) + of - 1)
+    folds = draw.deal(of, [key.fold("split", "folds", name) for name in names])
+    parts = {name: draw.part(name) for name in test}
+    if strict:
+        each = {f"fold {n + 1}": folds == n for n in range(of)}
+        _refuse_empty({**parts, **each}, strata, names, at, grouped=survey.groups is not None)
+    return parts | {"dev": folds == number - 1}
 
 
 def draw_rows(survey: Survey, count: int, key: Key, *, at: str) -> np.ndarray:
@@ -108,13 +116,16 @@ def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(quotas)
 
 
-def _refuse_empty(parts: Mapping[str, np.ndarray], strata: np.ndarray, names: Sequence[str], at: str) -> None:
+def _refuse_empty(
+    parts: Mapping[str, np.ndarray], strata: np.ndarray, names: Sequence[str], at: str, *, grouped: bool
+) -> None:
+    together = "rows of one text or one group" if grouped else "rows of one text"
     for part, rows in parts.items():
         empty = np.flatnonzero(np.bincount(strata[rows], minlength=len(names)) == 0)
         if len(empty):
             told = ", ".join(repr(names[label]) for label in empty[:5])
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-            message = f"the fraction would leave {part} without the label {told}{more} (rows of one text stay together)"
+            message = f"the fraction would leave {part} without the label {told}{more} ({together} stay together)"
             hint = f"give data.{part if part == 'test' else 'dev'} as a file, add rows of the label, or remove it"
             raise DataError(message, at=at, hint=hint)
 
@@ -146,6 +157,26 @@ class _Draw:
             return
         order = free[permutation(key, len(free))]
         self._owner[_fitting(order, self._sizes[order], wanted, most)] = len(self._parts)
+
+    def deal(self, folds: int, keys: Sequence[Key]) -> np.ndarray:
+        """Int (G): a fold for each row that no part has, from 0; -1 for the others. keys: by stratum.
+
+        Stratum by stratum the largest blocks go first, each to the fold with the fewest rows of the stratum, of those
+        to the one with the fewest rows: so folds are alike in labels and in size.
+        """
+        fold = np.full(len(self._sizes), -1)
+        totals = [0] * folds
+        for stratum, key in enumerate(keys):
+            free = np.flatnonzero((self._stratum == stratum) & (self._owner == 0))
+            order = free[permutation(key, len(free))]
+            order = order[np.argsort(-self._sizes[order], kind="stable")]
+            heap = [(0, total, place) for place, total in enumerate(totals)]
+            heapq.heapify(heap)
+            for block, size in zip(order.tolist(), self._sizes[order].tolist(), strict=True):
+                rows, total, place = heap[0]
+                fold[block], totals[place] = place, total + size
+                heapq.heapreplace(heap, (rows + size, total + size, place))
+        return np.asarray(fold[self._blocks])
 
     def part(self, name: str) -> np.ndarray:
         """Bool (G): the rows drawn for a part."""
@@ -196,4 +227,6 @@ def strata_of(survey: Survey) -> tuple[np.ndarray, list[str]]:
 def _bins(numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
     count = max(1, min(BINS, len(numbers) // BINS))
     edges = np.unique(np.quantile(numbers, np.linspace(0, 1, count + 1)[1:-1])) if len(numbers) else np.empty(0)
+    if len(edges) == 1 and count > 2:  # one number is nearly all there is: what lies below and above is told apart
+        edges = np.array([edges[0], np.nextafter(edges[0], np.inf)])
     return np.searchsorted(edges, numbers, side="right"), [f"bin {number}" for number in range(len(edges) + 1)]

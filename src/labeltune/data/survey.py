@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,10 +20,10 @@ import numpy as np
 
 from labeltune.data.columns import NUMBER
 from labeltune.data.examples import Reading
-from labeltune.data.readers.rows import Row, plain
+from labeltune.data.readers.rows import Row, missing, plain
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
-from labeltune.labels import recognise
+from labeltune.labels import OUTSIDE, recognise
 from labeltune.schema import Example
 
 
@@ -122,13 +123,13 @@ class _Tally:
         self._good, self._texts, self._rows, self._groups = array("b"), array("Q"), array("Q"), array("Q")
         self._labels: array[Any] = array("d" if reading.columns.kind == NUMBER else "i")
         self._sets: dict[tuple[str, ...], int] = {}
-        self._schemes: set[str] = set()
+        self._schemes: Counter[str] = Counter()
         self._faults: list[str] = []
 
     def add(self, example: Example, row: Row) -> None:
         group = self._group(row)
         if self._columns.tags:
-            self._schemes.add(recognise([self._reading.tags(row.fields, self._columns.tags)]))
+            self._see_scheme(self._reading.tags(row.fields, self._columns.tags))
         text = text_fingerprint(example.text)
         self._texts.append(text)
         self._rows.append(fingerprint(f"{text} {_gold(example)}"))
@@ -154,9 +155,14 @@ class _Tally:
             groups=np.array(self._groups, dtype=np.uint64) if self._config.group else None,
             labels=labels if self._columns.kind == NUMBER else place[labels] if order else labels,
             sets=tuple(order),
-            scheme=next((scheme for scheme in ("BIOES", "IOB1", "IOB2") if scheme in self._schemes), None),
+            scheme=max(("BIOES", "IOB1", "IOB2"), key=self._schemes.__getitem__) if self._schemes else None,
             faults=tuple(self._faults),
         )
+
+    def _see_scheme(self, tags: Sequence[str]) -> None:
+        """Each row with a span is a vote: a faulty one must not speak for all."""
+        if any(tag != OUTSIDE for tag in tags):
+            self._schemes[recognise([tags])] += 1
 
     def _label(self, example: Example) -> int | float:
         if isinstance(example.label, float):
@@ -167,7 +173,7 @@ class _Tally:
         name = self._config.group
         if name is None:
             return None
-        if row.fields.get(name) is None:
+        if missing(row.fields.get(name)):
             raise DataError(f"the row has no group ({name!r} is empty)", at=row.at, hint="fill it, or unset data.group")
         return json.dumps(row.fields[name], default=str)
 
@@ -192,7 +198,13 @@ def fingerprint(text: str) -> int:
 
 
 def _gold(example: Example) -> str:
-    """Label or spans; spans by what they cover, so that white space does not tell rows apart."""
-    if example.spans is not None:
-        return repr([(example.text[span.start : span.end].casefold(), span.label) for span in example.spans])
-    return repr(example.label)
+    """Label or spans; these by the characters before and in them, so that white space does not tell rows apart."""
+    if example.spans is None:
+        return repr(example.label)
+    places = ((_solid(example.text[: span.start]), _solid(example.text[: span.end])) for span in example.spans)
+    return repr([(*place, span.label) for place, span in zip(places, example.spans, strict=True)])
+
+
+def _solid(text: str) -> int:
+    """How many characters are no white space."""
+    return sum(not character.isspace() for character in text)

@@ -124,7 +124,7 @@ class Multilabel(DocumentTask):
         if all(len(p.scores or ()) == len(labels) for p in predictions):
             yes, right = _questions(gold, predictions)
             figures["log_loss"] = metrics.log_loss(np.where(right, yes, 1 - yes))
-            figures["ece"] = metrics.ece(yes, right)
+            figures["ece"] = metrics.ece(np.maximum(yes, 1 - yes), right == (yes >= 0.5))  # as `calibrate` has it
         return figures
 
 

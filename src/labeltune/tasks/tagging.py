@@ -157,10 +157,14 @@ class Tagging(Task):
 
 
 def gold_spans(example: Example) -> tuple[Span, ...]:
-    """The row's gold spans, or a DataError with its address where it has none to give."""
+    """The row's gold spans, without white space at their ends: no unit has any, so no answer can.
+
+    Raises:
+        DataError: with the row's address, where it has none to give.
+    """
     if example.spans is None:
         raise DataError("no spans or tags", at=example.id, hint="give every row its spans; the list may be empty")
-    return example.spans
+    return tuple(span.within(example.text) for span in example.spans)
 
 
 def _gold_keys(example: Example) -> set[SpanKey]:

@@ -200,6 +200,8 @@ class Task(ABC):
             if not 0 <= weight < float("inf"):
                 raise SettingsError(f"{weight} is no weight", at=f"head.class_weights.{name}", hint="use 0 or more")
             weights[list(places)] = weight
+        if not weights.any():
+            raise SettingsError("all weights are 0", at="head.class_weights", hint="nothing would be learned")
         return weights
 
     def _weighted_by(self, labels: LabelSet) -> dict[str, tuple[int, ...]]:

@@ -186,6 +186,9 @@ def _joined(parts: Mapping[str, Source]) -> Source:
             extra = {LABEL if part.format == "text" else PART: key}
             for row in part.rows():
                 at = name + row.at.removeprefix(part.name)
+                if PART in extra and PART in row.fields:
+                    message = f"the column {PART!r} is taken: in a table of files it says which one a row is of"
+                    raise DataError(message, at=at, hint="rename the column")
                 yield Row(at, {**extra, **row.fields}, _moved(row.fault, part.name, name))
 
     label_names = {column: found for part in parts.values() for column, found in part.label_names.items()}

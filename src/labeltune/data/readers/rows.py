@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -89,3 +91,23 @@ def missing(value: object) -> bool:
 def is_nan(value: object) -> bool:
     """Is the cell a floating-point NaN?"""
     return isinstance(value, float) and math.isnan(value)
+
+
+def written_list(cell: str) -> list[object] | None:
+    """The list that a cell of a table holds: JSON, or as Python writes one (what `DataFrame.to_csv` makes of it)."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        found = _python_list(cell)
+    return found if isinstance(found, list) else None
+
+
+def _python_list(cell: str) -> object:
+    """Only what Python would write in the same way: of NumPy's `['a' 'b']`, it would make one text."""
+    try:
+        found = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return found if str(found) == cell else None
