@@ -16,12 +16,13 @@ from labeltune.data.datasets import QUARANTINE, Dataset, Loaded
 from labeltune.errors import RunError
 from labeltune.interrupt import graceful
 from labeltune.ledger import LEDGER
-from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, state_of
+from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, refuse_others, state_of
 from labeltune.storage import HOLDER_NAME, LOCK_NAME, lock, read_json, told, write_json
 
 
 def asked_before(folder: Path, config: Config) -> Config:
     """The settings that the folder was begun with; a flag that says otherwise is refused."""
+    refuse_others(folder, "train")
     path = folder / CONFIG
     if not path.exists():
         if not is_claimed(folder):
@@ -65,21 +66,22 @@ def is_finished(folder: Path) -> bool:
 def claimed(folder: Path, begun: str = CONFIG) -> Iterator[None]:
     """Lock the folder; where training never began, leave no trace of it, at whatever moment it is interrupted.
 
-    begun: the file whose presence says that it began.
+    What lay there before stays: it may be the work of an earlier call. begun: the file whose presence says that
+    training began.
     """
     with told(folder):
         made = [part for part in (folder, *folder.parents) if not part.exists()]
-    held = False
+    empty = False
     with ExitStack() as stack:
         try:
             with graceful() as stop:
                 stack.enter_context(lock(folder))
-                held = True
+                empty = all(path.name in (LOCK_NAME, HOLDER_NAME) for path in folder.iterdir())
             if stop.asked:
                 raise KeyboardInterrupt
             yield
         finally:
-            if held and not (folder / begun).exists():
+            if empty and not (folder / begun).exists():
                 _sweep(folder, made)
 
 

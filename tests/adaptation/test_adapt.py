@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from labeltune import sweep, train
 from labeltune.adaptation.adapt import Looked, Ready, adapt
 from labeltune.adaptation.corpus import windows_of
 from labeltune.adaptation.loop import Step
@@ -234,6 +235,51 @@ def test_what_changed_in_between_is_refused(tmp_path: Path, texts, text_file, ti
 
 def _stop() -> None:
     raise Stopped
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        ("train", ["config.toml", "metrics.json"]),
+        ("train", ["splits.json", "work/rows", "ledger.jsonl"]),
+        ("sweep", ["sweep.toml", "splits.json"]),
+    ],
+)
+def test_the_folder_of_another_command_is_left_as_it_is(command, files, tmp_path: Path, text_file, tiny_folder):
+    for name in [".lock", *files]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=f"this folder belongs to `labeltune {command}`"):
+        adapt(text_file, out=tmp_path / "out", model=str(tiny_folder), resume=True)
+    with pytest.raises(RunError, match="choose another --out"):
+        adapt(text_file, out=tmp_path / "out", model=str(tiny_folder))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_train_and_sweep_leave_an_adaptation_as_it_is(tmp_path: Path, text_file, tiny_folder, small):
+    with pytest.raises(Stopped):
+        begin(text_file, tmp_path / "out", tiny_folder, at_step(5, _stop))
+    (tmp_path / "s.toml").write_text(
+        f'data.train = "{small / "moods-train.jsonl"}"\nmodel.name = "mini"\n[sweep]\nseeds = 2\n'
+    )
+    for call in (
+        lambda: train(tmp_path / "none.jsonl", out=tmp_path / "out", model=str(tiny_folder), resume=True),
+        lambda: sweep(tmp_path / "s.toml", out=tmp_path / "out", resume=True),
+    ):
+        with pytest.raises(RunError, match="this folder belongs to `labeltune adapt`"):
+            call()
+    adapt(out=tmp_path / "out", resume=True)
+
+
+def test_a_call_that_fails_removes_only_what_it_wrote(tmp_path: Path, tiny_folder):
+    corpus = tmp_path / "out" / "work" / "corpus"
+    corpus.mkdir(parents=True)
+    (tmp_path / "out" / ".lock").touch()
+    (corpus / "corpus.json").write_text("{}")
+    with pytest.raises(DataError):
+        adapt(tmp_path / "none.txt", out=tmp_path / "out", model=str(tiny_folder), resume=True)
+    assert (corpus / "corpus.json").read_text() == "{}"
 
 
 @pytest.mark.slow

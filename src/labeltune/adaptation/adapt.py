@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from labeltune.adaptation import gathering
-from labeltune.adaptation.gathering import SETTINGS, gather, same_as_before
+from labeltune.adaptation.gathering import gather, same_as_before
 from labeltune.adaptation.loop import Score, Step, diverged, score, steps
 from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, write_figures, write_model
 from labeltune.adaptation.settings import Adaptation
@@ -28,7 +28,7 @@ from labeltune.errors import ModelError, RunError
 from labeltune.facts import Checked, Listener, Said, quiet
 from labeltune.folder import claimed
 from labeltune.interrupt import Interrupted, Stop, graceful
-from labeltune.run import finite, is_claimed
+from labeltune.run import ADAPTATION, finite, is_claimed, refuse_others
 from labeltune.storage import append_jsonl, read_jsonl, write_atomic
 from labeltune.training.checkpoint import State, load_state, save_state
 from labeltune.training.meter import Meter
@@ -95,7 +95,8 @@ def adapt(
     }
     asked = gather(config, flags, settings or {})
     if resume:
-        if (folder / SETTINGS).exists():
+        refuse_others(folder, "adapt")
+        if (folder / ADAPTATION).exists():
             asked = same_as_before(asked, gathering.read(folder), folder)
         elif not is_claimed(folder):
             raise RunError("there is nothing to go on with", at=str(folder), hint="leave --resume out")
@@ -104,7 +105,7 @@ def adapt(
             return folder
     else:
         refuse_existing(folder)
-    with claimed(folder, SETTINGS), graceful() as stop:
+    with claimed(folder, ADAPTATION), graceful() as stop:
         job = _prepare(asked, folder, listen)
         _loop(job, stop, listen)
         _finish(job, listen)

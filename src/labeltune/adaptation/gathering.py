@@ -13,10 +13,9 @@ from labeltune.adaptation.settings import Adaptation
 from labeltune.config import put
 from labeltune.data.readers import PREFIX
 from labeltune.errors import RunError, SettingsError, nearest
+from labeltune.run import ADAPTATION
 from labeltune.settings import build
 from labeltune.storage import write_atomic
-
-SETTINGS = "adapt.toml"
 
 PATHS = ("adapt.texts", "adapt.heldout", "adapt.from_config", "adapt.tokenizer", "model.name")
 READ = {
@@ -49,7 +48,7 @@ def gather(base: str | Path | None, flags: Mapping[str, Any], settings: Mapping[
 
 def read(folder: Path) -> Adaptation:
     """The settings that a folder was begun with."""
-    return build(Adaptation, _read(folder / SETTINGS), at=str(folder / SETTINGS))
+    return build(Adaptation, _read(folder / ADAPTATION), at=str(folder / ADAPTATION))
 
 
 def write(folder: Path, config: Adaptation) -> None:
@@ -57,7 +56,7 @@ def write(folder: Path, config: Adaptation) -> None:
     tree = config.model_dump(mode="json", exclude_none=True)
     for section, names in READ.items():
         tree[section] = {name: value for name, value in tree[section].items() if name in names}
-    write_atomic(folder / SETTINGS, tomli_w.dumps(tree))
+    write_atomic(folder / ADAPTATION, tomli_w.dumps(tree))
 
 
 def same_as_before(config: Adaptation, before: Adaptation, folder: Path) -> Adaptation:

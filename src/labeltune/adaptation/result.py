@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labeltune.adaptation.gathering import SETTINGS
 from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.setup import Setup
 from labeltune.errors import RunError
@@ -16,6 +15,7 @@ from labeltune.model import causal as causals
 from labeltune.model import lora
 from labeltune.model.causal import Causal
 from labeltune.model.checkpoints import DTYPE_OF
+from labeltune.run import ADAPTATION, owner_of
 from labeltune.storage import LOCK_NAME, atomic_folder, told, write_atomic, write_json
 
 METRICS, LOG, CARD, WORK = "metrics.json", "log.jsonl", "README.md", "work"
@@ -72,7 +72,8 @@ def refuse_existing(folder: Path) -> None:
             raise RunError("this is a file", at=str(folder), hint="choose another --out")
         names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME)}
     if names:
-        begun = bool(names & {SETTINGS, WORK}) and not is_finished(folder)
+        own = owner_of(folder) in (None, "adapt")
+        begun = own and bool(names & {ADAPTATION, WORK}) and not is_finished(folder)
         hint = "add --resume to go on with it" if begun else "choose another --out"
         raise RunError("this folder exists already and is not empty", at=str(folder), hint=hint)
 
@@ -92,7 +93,7 @@ def card(setup: Setup, figures: Mapping[str, Any]) -> str:
         "",
         f"Made by `labeltune adapt` ({how}; objective `{config.adapt.objective}`, mask removed: "
         f"`{config.model.unmask}`) from {', '.join(Path(text).name for text in config.adapt.texts)}. "
-        f"`labeltune adapt {SETTINGS} --out FOLDER` repeats it.",
+        f"`labeltune adapt {ADAPTATION} --out FOLDER` repeats it.",
         "",
         "| | before | after |",
         "|---|---:|---:|",

@@ -29,7 +29,7 @@ from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.job import final_evaluation, prepare
 from labeltune.ledger import Ledger
 from labeltune.predict import answering
-from labeltune.run import METRICS, SPLITS, WORK, open_run, refuse_existing
+from labeltune.run import METRICS, SPLITS, SWEEP, WORK, open_run, refuse_existing, refuse_others
 from labeltune.settings import build
 from labeltune.storage import read_json, sha256_file, write_atomic, write_json
 from labeltune.sweeps.axes import Grid, Point, grids_of, resolved
@@ -43,7 +43,7 @@ from labeltune.sweeps.tables import Table, Tables, check_table, hpprc, write_tab
 from labeltune.sweeps.trials import ENDED, SCORED, TRIALS, Result, Spec, read_result, repeats
 from labeltune.tasks import Calibration, Task
 
-FILE, DONE = "sweep.toml", "sweep.json"
+DONE = "sweep.json"
 COLUMNS = ("labeltune", "hpprc")
 COUNTED_EVERY = 5.0
 """Seconds between two notes of the minutes used."""
@@ -95,10 +95,10 @@ def sweep(
     if resume:
         _refuse_another(folder, base, config)
     else:
-        refuse_existing(folder)
-    with claimed(folder, FILE), threads(base.train.threads), graceful() as stop:
+        refuse_existing(folder, "sweep")
+    with claimed(folder, SWEEP), threads(base.train.threads), graceful() as stop:
         work = _Work(folder, base, config, grids, listen, stop, snapshot_seconds)
-        write_atomic(folder / FILE, _to_toml(base, config))
+        write_atomic(folder / SWEEP, _to_toml(base, config))
         try:
             return work.run(columns, test_all)
         except Interrupted:
@@ -138,7 +138,8 @@ def _to_toml(base: Config, config: SweepConfig) -> str:
 
 
 def _refuse_another(folder: Path, base: Config, config: SweepConfig) -> None:
-    path = folder / FILE
+    refuse_others(folder, "sweep")
+    path = folder / SWEEP
     if not path.exists():
         raise RunError("there is no sweep to go on with", at=str(folder), hint="leave --resume out")
     if path.read_text(encoding="utf-8") != _to_toml(base, config):
