@@ -73,7 +73,8 @@ def naive(folder: Path, documents: list[str], context: int) -> tuple[float, int,
 
 def held_out(texts: list[str], share: float = 0.2) -> list[str]:
     def number(text: str) -> int:
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        words = " ".join(text.split()).encode()
+        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
     return [text for text in texts if number(text) < share * 2**64]
 
@@ -180,6 +181,18 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path, text_fi
     facts: list[object] = []
     adapt(out=tmp_path / "out", resume=True, listen=facts.append)
     assert [fact.text for fact in facts] == [f"{tmp_path / 'out'} is finished already"]
+
+
+def test_a_tokenizer_with_several_chat_templates_is_written_anew(tmp_path: Path, text_file, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(model)
+    with pytest.raises(Interrupted):
+        begin(text_file, tmp_path / "out", model, at_step(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    adapt(out=tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").exists()
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
 
 def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(tmp_path: Path, text_file, tiny_folder):

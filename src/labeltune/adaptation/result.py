@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,16 @@ def write_model(setup: Setup, folder: Path) -> None:
         _whole(setup).save(partial, DTYPE_OF[setup.config.adapt.save_dtype])
         setup.tokenizer.save_pretrained(partial)
     with told(folder):
-        for path in sorted(waiting.iterdir()):
-            os.replace(path, folder / path.name)
-        waiting.rmdir()
+        for path in sorted(filter(Path.is_file, waiting.rglob("*")), key=_weights_last):
+            place = folder / path.relative_to(waiting)
+            place.parent.mkdir(exist_ok=True, parents=True)
+            os.replace(path, place)
+        shutil.rmtree(waiting)
+
+
+def _weights_last(path: Path) -> tuple[bool, Path]:
+    """Orders files: with its weights a folder counts as a model."""
+    return ".safetensors" in path.name, path
 
 
 def _whole(setup: Setup) -> Causal:
