@@ -145,6 +145,13 @@ def test_held_out_documents_are_left_out_of_the_training_text(corpus_of, tmp_pat
     assert corpus.heldout.facts.documents == 2
 
 
+@pytest.mark.parametrize("copy", [" the hen sang ", "the hen\nsang", "the  hen\tsang"])
+def test_white_space_does_not_tell_a_copy_from_what_is_held_out(copy, corpus_of, tmp_path: Path):
+    held = write(tmp_path / "h.txt", ["the hen sang"])
+    corpus = corpus_of(write(tmp_path / "t.txt", [copy, "the ring"]), heldout=held)
+    assert (corpus.train.facts.documents, corpus.train.facts.sealed) == (1, 1)
+
+
 # What cannot be read
 
 
