@@ -352,6 +352,16 @@ def test_bad_settings_are_told_and_leave_nothing_behind(settings, kind, said, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mask_token_beyond_the_model_is_told(tmp_path: Path, text_file, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(model)
+    settings = FAST | {"adapt.objective": "mntp"}
+    with pytest.raises(ModelError, match=r"gives the token 266, and the model has 266 entries"):
+        adapt(text_file, out=tmp_path / "out", model=str(model), settings=settings)
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00", bytes(range(256)) * 9])
 def test_bad_text_is_told_and_leaves_nothing_behind(content, tmp_path: Path, tiny_folder):
     (tmp_path / "t.txt").write_bytes(content)

@@ -1,5 +1,6 @@
 """From files to rows: every token is predicted once, and what cannot be read is told with its address."""
 
+import copy
 import gzip
 import json
 import lzma
@@ -9,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from labeltune.adaptation.corpus import Cut, open_corpus, windows_of
 from labeltune.adaptation.documents import divided, open_texts, read_documents
@@ -209,6 +211,24 @@ def test_a_token_beyond_the_model_is_told(tmp_path: Path, text_file: Path, tiny_
     cut = Cut(tiny_tokenizer, special_tokens(tiny_tokenizer, "auto", "auto"), 16, 20)
     with pytest.raises(ModelError, match="the model has 20 entries"):
         open_corpus([open_texts(str(text_file), DataConfig())], 0.0, cut, tmp_path / "corpus")
+
+
+def test_a_special_token_beyond_the_model_is_told_before_anything_is_read(corpus_of, tmp_path: Path, tiny_tokenizer):
+    with pytest.raises(ModelError, match=rf"gives the token {len(tiny_tokenizer)}, and the model has"):
+        corpus_of(write(tmp_path / "t.txt", ["the hen"]), specials=Specials((), (len(tiny_tokenizer),)))
+
+
+def test_token_ids_have_the_width_of_the_models_vocabulary(tmp_path: Path, text_file: Path, tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    facts = json.loads(tokenizer.backend_tokenizer.to_str())
+    facts["model"]["vocab"]["t"] = 70_000
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(facts))
+    texts = [open_texts(str(text_file), DataConfig())]
+    for vocabulary in (70_000, 300):
+        with pytest.raises(ModelError, match="gives the token 70000"):
+            open_corpus(texts, 0.0, Cut(tokenizer, Specials((), ()), 16, vocabulary), tmp_path / "none")
+    rows = open_corpus(texts, 0.0, Cut(tokenizer, Specials((), ()), 16, 70_001), tmp_path / "corpus").train
+    assert max(rows[n].tokens.max() for n in range(len(rows))) == 70_000
 
 
 def test_other_text_in_the_same_folder_is_told(corpus_of, tmp_path: Path, texts):

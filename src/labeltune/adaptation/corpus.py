@@ -59,12 +59,22 @@ class Cut:
 
     @property
     def dtype(self) -> str:
-        """The smallest type that holds every token id."""
-        return "uint16" if len(self.tokenizer) <= 1 << 16 else "uint32"
+        """The smallest type that holds every token id of the model."""
+        return "uint16" if self.vocabulary <= 1 << 16 else "uint32"
+
+    def refuse_unknown(self, ids: Sequence[int]) -> None:
+        """Refuse tokens that the model has no entry for.
+
+        Raises:
+            ModelError: there is one.
+        """
+        if (token := max(ids, default=0)) >= self.vocabulary:
+            message = f"the tokenizer gives the token {token}, and the model has {self.vocabulary} entries"
+            raise ModelError(message, at="model.name", hint="this is the tokenizer of another model")
 
     def key(self) -> str:
         """A hash of all that decides the rows of a text."""
-        facts = [FORMAT, self.context, self.specials.prefix, self.specials.suffix]
+        facts = [FORMAT, self.dtype, self.context, self.specials.prefix, self.specials.suffix]
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         return digest.hexdigest()
@@ -123,8 +133,10 @@ def open_corpus(texts: Sequence[Texts], heldout: Texts | float, cut: Cut, folder
 
     Raises:
         DataError: the texts hold no documents, or the share takes them all.
+        ModelError: a token, or a special one, that the model has no entry for.
         RunError: the folder holds the rows of other texts.
     """
+    cut.refuse_unknown([*cut.specials.prefix, *cut.specials.suffix])
     key = _key(texts, heldout, cut)
     if not (folder / INDEX).exists():
         _build(texts, heldout, cut, folder, key)
@@ -236,14 +248,12 @@ class _Sheet:
         offsets = encoded["offset_mapping"] if bare else [None] * len(self._waiting)
         for text, ids, places in zip(self._waiting, encoded["input_ids"], offsets, strict=True):
             if ids:
+                self._cut.refuse_unknown(ids)
                 self._document(np.array(ids, self._cut.dtype))
                 self.facts.bytes += len((text[places[0][1] :] if places else text).encode())
         self._waiting = []
 
     def _document(self, ids: np.ndarray) -> None:
-        if ids.max() >= self._cut.vocabulary:
-            message = f"the tokenizer gives the token {ids.max()}, and the model has {self._cut.vocabulary} entries"
-            raise ModelError(message, at="model.name", hint="this is the tokenizer of another model")
         prefix, suffix = (np.array(part, ids.dtype) for part in (self._cut.specials.prefix, self._cut.specials.suffix))
         windows = list(windows_of(len(ids), self._cut.capacity, self._overlap))
         for start, first, end in windows:

@@ -71,14 +71,18 @@ def set_up(config: Adaptation, folder: Path) -> Setup:
     config = settle(config, causal)
     directions = causal.backbone.policy(config.model.unmask or "")
     selfcheck = check(causal.backbone, directions)
-    corpus = open_corpus(texts, heldout, _cut(config, tokenizer, causal), folder)
+    objective = OBJECTIVES[config.adapt.objective]
+    cut, mask_token = _cut(config, tokenizer, causal), mask_token_of(config.adapt, tokenizer)
+    if not objective.whole:
+        cut.refuse_unknown([mask_token])
+    corpus = open_corpus(texts, heldout, cut, folder)
     adapter, attached = _adapter(config, causal)
     reader = Reader(
         causal,
-        OBJECTIVES[config.adapt.objective],
+        objective,
         directions,
         mask_share=config.adapt.mask_share,
-        mask_token=mask_token_of(config.adapt, tokenizer),
+        mask_token=mask_token,
         autocast=_autocast(config, causal),
         attached=attached,
     )
