@@ -63,6 +63,13 @@ def test_a_row_of_data_is_a_document(tmp_path: Path):
     assert list(open_texts(str(tmp_path / "r.csv"), DataConfig(text="body")).documents()) == ["b", "d"]
 
 
+@pytest.mark.parametrize("role", ["text", "tokens"])
+def test_a_misspelt_column_is_no_other_column(role, tmp_path: Path):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"text": "one", "bodies": "two"}) + "\n")
+    with pytest.raises(DataError, match=rf"data.{role} = 'bodys' is no column; did you mean 'bodies'"):
+        open_texts(str(tmp_path / "r.jsonl"), DataConfig(**{role: "bodys"}))
+
+
 def test_given_tokens_are_joined(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "tags": ["O", "O"]}) + "\n")
     assert list(open_texts(str(tmp_path / "t.jsonl"), DataConfig()).documents()) == ["a b"]

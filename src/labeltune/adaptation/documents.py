@@ -33,11 +33,11 @@ def open_texts(source: str, config: DataConfig) -> Texts:
     """A text file, a data file or folder, or `hf:owner/name`; `config` says which column of data holds the text.
 
     Raises:
-        DataError: there is no such thing, it is empty, or its text column cannot be told.
+        DataError: there is no such thing, it is empty, its text column cannot be told, or one that is set is not there.
     """
     path = Path(source).expanduser()
     if _is_table(source, path):
-        rows = open_dataset(source, config, None, labelled=False, name="train")
+        rows = open_dataset(source, config, None, labelled=False, name="train", strict=True)
         return Texts(source, rows.sha256 or source, lambda: (row.text for row in rows), rows.said)
     if not path.exists():
         raise no_such(path)

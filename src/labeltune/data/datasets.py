@@ -181,10 +181,12 @@ def open_dataset(
     base: Path = Path(),
     quarantine: Path | None = None,
     split: str | None = None,
+    strict: bool = False,
 ) -> Dataset:
     """Open new rows for a trained model: `config` is the run's; columns that are not there are guessed anew.
 
     labelled: whether every row must carry its label (evaluate) or none is looked at (predict).
+    strict: refuse rows that lack a column which `config` names, instead.
     split: of a data set with several; None is the one called `name`.
 
     Raises:
@@ -192,7 +194,7 @@ def open_dataset(
     """
     with _quarantine(quarantine, base) as bin_:
         loading = _Loading(config, kind_of(task), base, bin_, None)
-        return loading.open(loading.source(source, name, split), name, labelled=labelled, strict=False)
+        return loading.open(loading.source(source, name, split), name, labelled=labelled, strict=strict)
 
 
 def _quarantine(path: Path | None, base: Path) -> AbstractContextManager[Quarantine]:
