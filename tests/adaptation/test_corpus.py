@@ -70,6 +70,15 @@ def test_a_misspelt_column_is_no_other_column(role, tmp_path: Path):
         open_texts(str(tmp_path / "r.jsonl"), DataConfig(**{role: "bodys"}))
 
 
+def test_how_rows_are_read_belongs_to_what_is_read(tmp_path: Path):
+    (tmp_path / "r.csv").write_text("title,body\nA,b\n")
+    ways = [{"text": "body"}, {"text": "title"}, {"template": "{title}"}, {"text": "body", "normal_form": "NFC"}]
+    ways += [{"columns": ["a", "b"], "text": "b"}, {"columns": ["b", "a"], "text": "b"}]
+    keys = [open_texts(str(tmp_path / "r.csv"), DataConfig(**way)).key for way in ways]
+    assert len(set(keys)) == len(keys)
+    assert open_texts(str(tmp_path / "r.csv"), DataConfig(text="body")).key == keys[0]
+
+
 def test_given_tokens_are_joined(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "tags": ["O", "O"]}) + "\n")
     assert list(open_texts(str(tmp_path / "t.jsonl"), DataConfig()).documents()) == ["a b"]

@@ -142,14 +142,16 @@ def open_corpus(texts: Sequence[Texts], heldout: Texts | float, cut: Cut, folder
         _build(texts, heldout, cut, folder, key)
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or index.get("key") != key:
-        hint = "restore the texts and the tokenizer, or choose another --out"
-        raise RunError("the texts are not those that this training began with", at=str(folder), hint=hint)
+        hint = "restore the texts, the tokenizer and the settings of data, or choose another --out"
+        raise RunError(
+            "the texts, or how they are read, are not those that this training began with", at=str(folder), hint=hint
+        )
     return Corpus(*(Rows(folder, name, cut.dtype, Facts(**index[name])) for name in (TRAIN, HELDOUT)))
 
 
 def _key(texts: Sequence[Texts], heldout: Texts | float, cut: Cut) -> str:
-    held = heldout if isinstance(heldout, float) else heldout.sha256
-    facts = [[text.sha256 for text in texts], held, cut.key()]
+    held = heldout if isinstance(heldout, float) else heldout.key
+    facts = [[text.key for text in texts], held, cut.key()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

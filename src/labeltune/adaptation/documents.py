@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from labeltune.data.datasets import open_dataset
@@ -21,10 +23,13 @@ _TABLES = {*SUFFIXES, ".json", ".csv", ".tsv"}
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents that can be read as often as you like. sha256: of the file, or the name of what is no file."""
+    """Documents that can be read as often as you like.
+
+    key: a hash of the file (of what is no file, its name) and of the settings that decide what is read in it.
+    """
 
     name: str
-    sha256: str
+    key: str
     documents: Callable[[], Iterator[str]]
     said: tuple[str, ...] = ()
 
@@ -38,10 +43,15 @@ def open_texts(source: str, config: DataConfig) -> Texts:
     path = Path(source).expanduser()
     if _is_table(source, path):
         rows = open_dataset(source, config, None, labelled=False, name="train", strict=True)
-        return Texts(source, rows.sha256 or source, lambda: (row.text for row in rows), rows.said)
+        key = _key(rows.sha256 or source, asdict(rows.columns), config.columns, config.normal_form)
+        return Texts(source, key, lambda: (row.text for row in rows), rows.said)
     if not path.exists():
         raise no_such(path)
     return Texts(source, sha256_file(path), lambda: read_documents(path))
+
+
+def _key(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _is_table(source: str, path: Path) -> bool:
