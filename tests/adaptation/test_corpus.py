@@ -70,6 +70,34 @@ def test_a_misspelt_column_is_no_other_column(role, tmp_path: Path):
         open_texts(str(tmp_path / "r.jsonl"), DataConfig(**{role: "bodys"}))
 
 
+def test_a_folder_is_its_files_each_as_if_it_were_named(tmp_path: Path):
+    folder = tmp_path / "f"
+    (folder / "sub" / ".git").mkdir(parents=True)
+    (folder / "b.txt").write_text("one\ntwo\n\nthree\n")
+    (folder / "a.jsonl").write_text('{"text": "four", "label": "x"}\n')
+    (folder / "sub" / "c.md").write_text("five\n")
+    for hidden in (".DS_Store", "sub/.git/config"):
+        (folder / hidden).write_bytes(b"\0")
+    found = open_texts(str(folder), DataConfig())
+    assert list(found.documents()) == ["four", "one\ntwo", "three", "five"]
+    (folder / "b.txt").write_text("one\n")
+    assert open_texts(str(folder), DataConfig()).key != found.key
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there is no file in this folder"):
+        open_texts(str(tmp_path / "empty"), DataConfig())
+
+
+def test_a_line_too_long_to_hold_is_read_in_parts(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("labeltune.data.readers.lines.LONGEST", 16)
+    monkeypatch.setattr("labeltune.adaptation.documents.LONGEST", 4)
+    text = "the hen sang on the ring \n" + "だ" * 11
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    assert "".join(read_documents(tmp_path / "t.txt")) == text.replace("\n", "")
+    (tmp_path / "t.txt").write_text(text + "\nx\0\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"t.txt:3: holds a NUL"):
+        list(read_documents(tmp_path / "t.txt"))
+
+
 def test_how_rows_are_read_belongs_to_what_is_read(tmp_path: Path):
     (tmp_path / "r.csv").write_text("title,body\nA,b\n")
     ways = [{"text": "body"}, {"text": "title"}, {"template": "{title}"}, {"text": "body", "normal_form": "NFC"}]

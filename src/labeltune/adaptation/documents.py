@@ -1,15 +1,18 @@
-"""Text as documents: paragraphs parted by empty lines in text files, rows in data files, never held whole."""
+"""Text as documents: paragraphs parted by empty lines in text files, rows in data files, never held whole.
+
+A folder is its files, each read as if it were named alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from labeltune.data.datasets import open_dataset
-from labeltune.data.readers import PREFIX, SUFFIXES
+from labeltune.data.readers import PREFIX, SUFFIXES, is_saved
 from labeltune.data.readers.lines import Lines, no_such, uncompressed_name
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
@@ -35,12 +38,16 @@ class Texts:
 
 
 def open_texts(source: str, config: DataConfig) -> Texts:
-    """A text file, a data file or folder, or `hf:owner/name`; `config` says which column of data holds the text.
+    """A text file, a data file, a folder of both, or `hf:owner/name`; `config` says which column of rows is the text.
+
+    A saved dataset is a folder, too, but its rows are read.
 
     Raises:
         DataError: there is no such thing, it is empty, its text column cannot be told, or one that is set is not there.
     """
     path = Path(source).expanduser()
+    if not source.startswith(PREFIX) and path.is_dir() and not is_saved(path):
+        return _joined(source, [open_texts(str(file), config) for file in _files(path)])
     if _is_table(source, path):
         rows = open_dataset(source, config, None, labelled=False, name="train", strict=True)
         key = _key(rows.sha256 or source, asdict(rows.columns), config.columns, config.normal_form)
@@ -48,6 +55,22 @@ def open_texts(source: str, config: DataConfig) -> Texts:
     if not path.exists():
         raise no_such(path)
     return Texts(source, sha256_file(path), lambda: read_documents(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, by name, hidden ones excepted."""
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    found = [folder / path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    if not found:
+        raise DataError("there is no file in this folder", at=str(folder), hint="name files, or a folder with some")
+    return found
+
+
+def _joined(source: str, parts: Sequence[Texts]) -> Texts:
+    """Several texts as one, in order."""
+    said = tuple(sentence for part in parts for sentence in part.said)
+    key = _key(*(part.key for part in parts))
+    return Texts(source, key, lambda: (text for part in parts for text in part.documents()), said)
 
 
 def _key(*facts: object) -> str:
@@ -59,12 +82,12 @@ def _is_table(source: str, path: Path) -> bool:
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a text file: lines up to an empty one, or up to `LONGEST` characters.
+    """The documents of a text file: lines up to an empty one, or up to `LONGEST` characters; a huge line in parts.
 
     Raises:
         DataError: the file is cut off, is not UTF-8, or holds NUL characters; its address names the line.
     """
-    with Lines(path, path.name) as lines:
+    with Lines(path, path.name, divide=True) as lines:
         held: list[str] = []
         size = 0
         for line in lines:
