@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from labeltune import sweep, train
@@ -22,7 +24,7 @@ from labeltune.adaptation.loop import Step
 from labeltune.cli import main
 from labeltune.errors import DataError, LabeltuneError, ModelError, RunError, SettingsError
 from labeltune.facts import Said
-from labeltune.interrupt import Interrupted
+from labeltune.interrupt import Interrupted, Stop
 from labeltune.model import backbone as backbones
 from labeltune.model.settings import ModelConfig
 from labeltune.storage import lock
@@ -181,6 +183,64 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path, text_fi
     facts: list[object] = []
     adapt(out=tmp_path / "out", resume=True, listen=facts.append)
     assert [fact.text for fact in facts] == [f"{tmp_path / 'out'} is finished already"]
+
+
+def test_ctrl_c_before_the_first_step_is_heard_and_leaves_no_model(tmp_path: Path, text_file, tiny_folder):
+    tune(text_file, tmp_path / "whole", tiny_folder, lr=1e-3)
+
+    def interrupt(fact: object) -> None:
+        if isinstance(fact, Ready):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(text_file, tmp_path / "out", tiny_folder, interrupt)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    adapt(out=tmp_path / "out", resume=True)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_stop_at_step_0_leaves_no_model(tmp_path: Path, text_file, tiny_folder, monkeypatch):
+    @contextmanager
+    def asked():
+        stop = Stop()
+        stop.asked = True
+        yield stop
+
+    monkeypatch.setattr("labeltune.adaptation.adapt.graceful", asked)
+    with pytest.raises(Interrupted, match="stopped before the first step; the same command with --resume goes on"):
+        begin(text_file, tmp_path / "out", tiny_folder, lambda _: None)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_ctrl_c_during_the_last_look_leaves_a_folder_to_go_on_with(tmp_path: Path, text_file, tiny_folder):
+    whole = tune(text_file, tmp_path / "whole", tiny_folder, lr=1e-3)
+
+    def interrupt(fact: object) -> None:
+        if isinstance(fact, Looked) and fact.whole and fact.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="can be used as it is"):
+        begin(text_file, tmp_path / "out", tiny_folder, interrupt)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    adapt(out=tmp_path / "out", resume=True)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["heldout"] == whole["heldout"]
+
+
+def test_an_adapter_is_merged_into_the_weights_it_was_trained_beside_alone(tmp_path: Path, text_file, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    lora = {"lora.rank": 2}
+
+    def change() -> None:
+        tensors = load_file(model / "model.safetensors")
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(ModelError, match=r"its weights have changed while an adapter was trained .* --resume"):
+        begin(text_file, tmp_path / "out", model, at_step(3, change), **lora)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    shutil.copy(tiny_folder / "model.safetensors", model)
+    adapt(out=tmp_path / "out", resume=True)
+    tune(text_file, tmp_path / "whole", tiny_folder, lr=1e-3, **lora)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_a_tokenizer_with_several_chat_templates_is_written_anew(tmp_path: Path, text_file, tiny_folder):

@@ -27,7 +27,7 @@ from labeltune.adaptation.setup import Setup, set_up
 from labeltune.errors import ModelError, RunError
 from labeltune.facts import Checked, Listener, Said, quiet
 from labeltune.folder import claimed
-from labeltune.interrupt import Interrupted, Stop, graceful
+from labeltune.interrupt import Interrupted, Stop, graceful, heard
 from labeltune.run import ADAPTATION, finite, is_claimed, refuse_others
 from labeltune.storage import append_jsonl, read_jsonl, write_atomic
 from labeltune.training.checkpoint import State, load_state, save_state
@@ -105,9 +105,11 @@ def adapt(
             return folder
     else:
         refuse_existing(folder)
-    with claimed(folder, ADAPTATION), graceful() as stop:
-        job = _prepare(asked, folder, listen)
-        _loop(job, stop, listen)
+    with claimed(folder, ADAPTATION):
+        with heard():
+            job = _prepare(asked, folder, listen)
+        with graceful() as stop:
+            _loop(job, stop, listen)
         _finish(job, listen)
     return folder
 
@@ -172,12 +174,18 @@ def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
         if step.step % (config.checkpoint_steps or every) == 0 or step.step == step.total:
             _checkpoint(job)
     if work.step < work.order.total:
-        _checkpoint(job)
-        write_model(job.setup, job.folder)
-        raise Interrupted(
-            f"stopped at step {work.step:,} of {work.order.total:,}; {job.folder} can be used as it is",
-            hint="the same command with --resume goes on",
-        )
+        raise _leave(job)
+
+
+def _leave(job: _Job) -> Interrupted:
+    """Leave a folder that can be gone on with and, once something was learned, used as it is; what to tell the user."""
+    work, hint = job.setup.work, "the same command with --resume goes on"
+    if not work.step:
+        return Interrupted("stopped before the first step", hint=hint)
+    _checkpoint(job)
+    write_model(job.setup, job.folder)
+    told = f"stopped at step {work.step:,} of {work.order.total:,}; {job.folder} can be used as it is"
+    return Interrupted(told, hint=hint)
 
 
 def _next(facts: Iterator[Step]) -> Step | None:
@@ -234,7 +242,16 @@ def _checkpoint(job: _Job) -> None:
 
 def _finish(job: _Job, listen: Listener) -> None:
     """Read all held-out text, write everything, and drop what only the training needed."""
-    after = _figures(_look(job, listen, whole=True))
+    try:
+        with heard():
+            after = _figures(_look(job, listen, whole=True))
+    except KeyboardInterrupt:
+        raise _leave(job) from None
+    with graceful():
+        _write(job, after)
+
+
+def _write(job: _Job, after: Mapping[str, Any]) -> None:
     work = job.setup.work
     train = job.meter.facts() | {
         "tokens": job.meter.tokens,

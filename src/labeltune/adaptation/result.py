@@ -11,7 +11,7 @@ from typing import Any
 
 from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.setup import Setup
-from labeltune.errors import RunError
+from labeltune.errors import ModelError, RunError
 from labeltune.model import causal as causals
 from labeltune.model import lora
 from labeltune.model.causal import Causal
@@ -27,6 +27,10 @@ def write_model(setup: Setup, folder: Path) -> None:
     """Put the weights and the tokenizer into `folder`, each file whole or not at all.
 
     They are written to the work folder first, so that a full disk leaves what was there.
+
+    Raises:
+        ModelError: an adapter's model is no longer the one that it was trained beside.
+        RunError: the disk takes no more.
     """
     waiting = folder / WORK / MODEL
     with atomic_folder(waiting, replace=True) as partial:
@@ -52,8 +56,17 @@ def _whole(setup: Setup) -> Causal:
     plain = setup.config.model.model_copy(update={"dtype": "fp32", "quantization": "none", "checkpointing": "off"})
     masked = OBJECTIVES[setup.config.adapt.objective].encoder
     causal = causals.load(plain, device="cpu", masked=masked)
+    _refuse_changed(setup, causal)
     lora.merge(dict(causal.backbone.model.named_modules()), copy.deepcopy(setup.adapter).cpu())
     return causal
+
+
+def _refuse_changed(setup: Setup, causal: Causal) -> None:
+    """An adapter belongs to the weights beside which it was trained; they are read again, and may be others by now."""
+    if causal.backbone.body_sha256() != setup.config.model.weights_sha256:
+        message = "its weights have changed while an adapter was trained beside them (another SHA-256)"
+        hint = "restore the model; the same command with --resume then writes the result"
+        raise ModelError(message, at=str(setup.config.model.name), hint=hint)
 
 
 def write_figures(setup: Setup, folder: Path, figures: Mapping[str, Any]) -> None:
