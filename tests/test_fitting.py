@@ -354,6 +354,15 @@ def test_a_full_fine_tuning_resumes_to_the_same_bits(fit, tmp_path: Path) -> Non
     assert bodies[0] == bodies[1]
 
 
+def test_a_run_is_not_written_into_its_data(tmp_path: Path) -> None:
+    data = tmp_path / "data" / "calm"
+    data.mkdir(parents=True)
+    (data / "one.txt").write_text("the hen")
+    with pytest.raises(RunError, match=r"lies in .*data, and would be read with it"):
+        train(data.parent, out=data.parent / "run", model="mini")
+    assert [path.name for path in data.parent.iterdir()] == ["calm"]
+
+
 def test_a_finished_training_is_only_said_to_be_finished(fit, small: Path) -> None:
     run = fit()
     before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file() and not p.name.startswith(".")}

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from labeltune.adaptation import gathering
-from labeltune.adaptation.gathering import gather, same_as_before
+from labeltune.adaptation.gathering import gather, refuse_hidden, same_as_before
 from labeltune.adaptation.loop import Score, Step, diverged, score, steps
 from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, write_figures, write_model
 from labeltune.adaptation.settings import Adaptation
 from labeltune.adaptation.setup import Setup, set_up
 from labeltune.errors import ModelError, RunError
 from labeltune.facts import Checked, Listener, Said, quiet
-from labeltune.folder import claimed
+from labeltune.folder import claimed, refuse_inside
 from labeltune.interrupt import Interrupted, Stop, graceful, heard
 from labeltune.run import ADAPTATION, finite, is_claimed, refuse_others
 from labeltune.storage import append_jsonl, read_jsonl, write_atomic
@@ -105,6 +105,8 @@ def adapt(
             return folder
     else:
         refuse_existing(folder)
+        refuse_hidden(asked, folder)
+        refuse_inside(folder, (*asked.adapt.texts, asked.adapt.heldout))
     with claimed(folder, ADAPTATION):
         with heard():
             job = _prepare(asked, folder, listen)

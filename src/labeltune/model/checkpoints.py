@@ -36,9 +36,8 @@ from labeltune.model import attention
 from labeltune.model.anatomy import find_blocks
 from labeltune.model.families import context_of, family_of
 from labeltune.model.lora import hush_bitsandbytes
-from labeltune.model.settings import ModelConfig
+from labeltune.model.settings import MINI, ModelConfig
 
-MINI = "mini"
 SHORT = (torch.bfloat16, torch.float16)
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
