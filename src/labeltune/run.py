@@ -74,8 +74,7 @@ def unseal(folder: Path) -> None:
 
 def seal(folder: Path, state: str) -> None:
     """Write `format`: the version, the state and the checksum of each decisive file."""
-    files = sorted(p for pattern in DECISIVE for p in folder.glob(pattern) if p.is_file())
-    sums = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
+    sums = {name: sha256_file(folder / name) for name in sorted(_decisive(folder))}
     write_json(folder / FORMAT, {"labeltune": VERSION, "state": state, "files": sums})
 
 
@@ -121,11 +120,16 @@ def _verify(folder: Path) -> None:
             raise RunError("this file of the run is missing", at=str(file), hint=COPY_AGAIN)
         if sha256_file(file) != expected:
             raise RunError("this file was changed after training", at=str(file), hint=COPY_AGAIN)
-    here = {p.relative_to(folder).as_posix() for pattern in DECISIVE for p in folder.glob(pattern) if p.is_file()}
-    if extra := sorted(here - set(sums)):
+    if extra := sorted(_decisive(folder) - set(sums)):
         raise RunError("this file does not belong to the run", at=str(folder / extra[0]), hint="remove it")
     if absent := sorted({CONFIG, LABELS, HEAD} - set(sums)):
         raise RunError("this file of the run is missing", at=str(folder / absent[0]), hint=COPY_AGAIN)
+
+
+def _decisive(folder: Path) -> set[str]:
+    """The files that decide an answer, by their paths in the folder; dot files (a file manager's) do not."""
+    found = {path for pattern in DECISIVE for path in folder.glob(pattern) if path.is_file()}
+    return {path.relative_to(folder).as_posix() for path in found if not path.name.startswith(".")}
 
 
 def refuse_existing(folder: Path, command: str = "train") -> None:
