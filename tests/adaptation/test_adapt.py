@@ -57,7 +57,7 @@ def weights(folder: Path) -> str:
 def naive(folder: Path, documents: list[str], context: int) -> tuple[float, int, float]:
     """Nats a token, tokens, bits a byte of the documents under the stock model, window by window, nothing packed."""
     model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
         PreTrainedTokenizerFast.from_pretrained(folder),
     )
     nats, count = 0.0, 0
@@ -143,10 +143,34 @@ def test_what_was_found_in_the_text_is_said(tmp_path: Path, text_file, tiny_fold
     assert looks[1].pace > 0 and looks[1].seconds_left > 0 and looks[-1].seconds_left == 0
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_last_figures_are_of_the_saved_weights_or_say_so(rank, tmp_path: Path, texts, text_file, tiny_folder):
+    lora = {"lora.rank": rank} if rank else {}
+    figures = tune(text_file, tmp_path / "out", tiny_folder, lr=1e-3, save_dtype="bf16", **lora)
+    loss, _, _ = naive(tmp_path / "out", held_out(texts), 64)
+    told = "not of the merged weights" in (tmp_path / "out" / "README.md").read_text()
+    if rank:
+        assert figures["scored"] == "adapter" and told
+    else:
+        assert figures["scored"] == "saved weights" and not told
+        assert figures["heldout"]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_rows_that_cannot_be_used_lie_beside_the_model(tmp_path: Path, texts, tiny_folder):
+    for name in ("a", "b"):
+        rows = [*({"text": text} for text in texts), {"text": 7}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = FAST | {"data.on_bad_row": "quarantine", "adapt.tokens": 500}
+    adapt([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], out=tmp_path / "out", model=str(tiny_folder), settings=settings)
+    lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["at"] for line in lines] == ["a.jsonl:61", "b.jsonl:61"]
+
+
 def test_without_held_out_text_there_are_no_figures_of_it(tmp_path: Path, text_file, tiny_folder):
     adapt(text_file, out=tmp_path / "out", model=str(tiny_folder), heldout=0, settings=FAST)
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert figures["heldout"] == {} and figures["train"]["tokens"] > 0
+    assert "| |" not in (tmp_path / "out" / "README.md").read_text()
 
 
 # Going on
@@ -420,6 +444,16 @@ def test_a_mask_token_beyond_the_model_is_told(tmp_path: Path, text_file, tiny_f
     settings = FAST | {"adapt.objective": "mntp"}
     with pytest.raises(ModelError, match=r"gives the token 266, and the model has 266 entries"):
         adapt(text_file, out=tmp_path / "out", model=str(model), settings=settings)
+
+
+def test_a_fresh_model_without_a_tokenizer_or_a_config_is_told(tmp_path: Path, text_file, tiny_folder):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match=r"^/.*empty: /.*empty holds no tokenizer"):
+        adapt(text_file, from_config=tiny_folder, tokenizer=empty, out=tmp_path / "out")
+    (empty / "config.json").write_text("[]")
+    with pytest.raises(SettingsError, match=r"no configuration of a causal language model \(it holds no object\)"):
+        adapt(text_file, from_config=empty, tokenizer=tiny_folder, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00", bytes(range(256)) * 9])

@@ -21,15 +21,17 @@ import torch
 from labeltune.adaptation import gathering
 from labeltune.adaptation.gathering import gather, refuse_hidden, same_as_before
 from labeltune.adaptation.loop import Score, Step, diverged, score, steps
-from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, write_figures, write_model
+from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, scored, write_figures, write_model
 from labeltune.adaptation.settings import Adaptation
 from labeltune.adaptation.setup import Setup, set_up
+from labeltune.data.datasets import QUARANTINE
 from labeltune.errors import ModelError, RunError
 from labeltune.facts import Checked, Listener, Said, quiet
 from labeltune.folder import claimed, refuse_inside
 from labeltune.interrupt import Interrupted, Stop, graceful, heard
+from labeltune.model.checkpoints import DTYPE_OF
 from labeltune.run import ADAPTATION, finite, is_claimed, refuse_others
-from labeltune.storage import append_jsonl, read_jsonl, write_atomic
+from labeltune.storage import append_jsonl, read_jsonl, to_json, write_atomic
 from labeltune.training.checkpoint import State, load_state, save_state
 from labeltune.training.meter import Meter
 
@@ -127,7 +129,8 @@ class _Job:
 
 
 def _prepare(config: Adaptation, folder: Path, listen: Listener) -> _Job:
-    setup = set_up(config, folder / WORK / CORPUS)
+    (folder / QUARANTINE).unlink(missing_ok=True)
+    setup = set_up(config, folder / WORK / CORPUS, folder / QUARANTINE)
     listen(Checked(setup.selfcheck))
     for sentence in setup.said:
         listen(Said(sentence))
@@ -153,9 +156,7 @@ def _go_on(job: _Job) -> None:
         job.meter.rows, job.meter.tokens, job.meter.seconds = state.facts["meter"]
         job.before = state.facts["before"]
         kept = [line for line in read_jsonl(job.folder / LOG) if int(str(line["step"])) <= job.setup.work.step]
-    write_atomic(job.folder / LOG, "")
-    for line in kept:
-        append_jsonl(job.folder / LOG, line)
+    write_atomic(job.folder / LOG, "".join(to_json(line) + "\n" for line in kept))
 
 
 def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
@@ -243,7 +244,12 @@ def _checkpoint(job: _Job) -> None:
 
 
 def _finish(job: _Job, listen: Listener) -> None:
-    """Read all held-out text, write everything, and drop what only the training needed."""
+    """Read all held-out text with the weights as they are saved, write everything, and drop what only training needed.
+
+    An adapter is read beside its model: the two are merged where nothing else needs the memory.
+    """
+    if job.setup.adapter is None:
+        job.setup.causal.round_to(DTYPE_OF[job.setup.config.adapt.save_dtype])
     try:
         with heard():
             after = _figures(_look(job, listen, whole=True))
@@ -261,5 +267,7 @@ def _write(job: _Job, after: Mapping[str, Any]) -> None:
         "trained_parameters": sum(parameter.numel() for parameter in work.parameters.values()),
     }
     write_model(job.setup, job.folder)
-    write_figures(job.setup, job.folder, {"train": train, "before": job.before, "heldout": after})
+    write_figures(
+        job.setup, job.folder, {"train": train, "before": job.before, "heldout": after, "scored": scored(job.setup)}
+    )
     shutil.rmtree(job.folder / WORK, ignore_errors=True)

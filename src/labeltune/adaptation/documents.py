@@ -37,19 +37,28 @@ class Texts:
     said: tuple[str, ...] = ()
 
 
-def open_texts(source: str, config: DataConfig) -> Texts:
+def open_texts(source: str, config: DataConfig, quarantine: Path | None = None) -> Texts:
     """A text file, a data file, a folder of both, or `hf:owner/name`; `config` says which column of rows is the text.
 
-    A saved dataset is a folder, too, but its rows are read.
+    A saved dataset is a folder, too, but its rows are read. quarantine: rows that cannot be used are added to it.
 
     Raises:
         DataError: there is no such thing, it is empty, its text column cannot be told, or one that is set is not there.
     """
     path = Path(source).expanduser()
     if not source.startswith(PREFIX) and path.is_dir() and not is_saved(path):
-        return _joined(source, [open_texts(str(file), config) for file in _files(path)])
+        return _joined(source, [open_texts(str(file), config, quarantine) for file in _files(path)])
     if _is_table(source, path):
-        rows = open_dataset(source, config, None, labelled=False, name="train", strict=True)
+        rows = open_dataset(
+            source,
+            config,
+            None,
+            labelled=False,
+            name="train",
+            quarantine=quarantine,
+            strict=True,
+            add=quarantine is not None,
+        )
         key = _key(rows.sha256 or source, asdict(rows.columns), config.columns, config.normal_form)
         return Texts(source, key, lambda: (row.text for row in rows), rows.said)
     if not path.exists():

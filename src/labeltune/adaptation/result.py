@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from labeltune.adaptation.objectives import OBJECTIVES
 from labeltune.adaptation.setup import Setup
+from labeltune.card import is_hub_id
 from labeltune.errors import ModelError, RunError
 from labeltune.model import causal as causals
 from labeltune.model import lora
@@ -21,6 +24,8 @@ from labeltune.storage import LOCK_NAME, atomic_folder, told, write_atomic, writ
 
 METRICS, LOG, CARD, WORK = "metrics.json", "log.jsonl", "README.md", "work"
 MODEL = "model"
+SAVED, ADAPTER = "saved weights", "adapter"
+NOT_OF_THESE = "The figures are of the adapter beside its model as that was read, not of the merged weights."
 
 
 def write_model(setup: Setup, folder: Path) -> None:
@@ -107,6 +112,7 @@ def card(setup: Setup, figures: Mapping[str, Any]) -> str:
     lines = [
         "---",
         "library_name: transformers",
+        *([f"base_model: {config.model.name}"] if is_hub_id(config.model.name or "") else []),
         f"tags: [labeltune, {config.adapt.objective}]",
         "---",
         "",
@@ -116,10 +122,8 @@ def card(setup: Setup, figures: Mapping[str, Any]) -> str:
         f"`{config.model.unmask}`) from {', '.join(Path(text).name for text in config.adapt.texts)}. "
         f"`labeltune adapt {ADAPTATION} --out FOLDER` repeats it.",
         "",
-        "| | before | after |",
-        "|---|---:|---:|",
-        *(f"| held-out {name.replace('_', ' ')} | {before} | {after} |" for name, before, after in _pairs(figures)),
-        "",
+        *_table(figures),
+        *([NOT_OF_THESE, ""] if scored(setup) == ADAPTER else []),
         f"{figures['train']['tokens']:,} training tokens in {figures['train']['seconds']:,.0f} s.",
         "",
     ]
@@ -129,6 +133,22 @@ def card(setup: Setup, figures: Mapping[str, Any]) -> str:
 def _short(name: str | None) -> str | None:
     """A hub id as it is, of a folder its own name."""
     return Path(name).name if name is not None and Path(name).is_dir() else name
+
+
+def scored(setup: Setup) -> str:
+    """What the last held-out figures are of: the weights as they are saved, or an adapter beside its model.
+
+    In fp32 throughout the two are the same but for rounding.
+    """
+    plain = setup.causal.backbone.dtype == torch.float32 and setup.config.model.quantization == "none"
+    same = setup.adapter is None or (plain and setup.config.adapt.save_dtype == "fp32")
+    return SAVED if same else ADAPTER
+
+
+def _table(figures: Mapping[str, Any]) -> list[str]:
+    """What the held-out text said, in Markdown; nothing where none was held out."""
+    rows = [f"| held-out {name.replace('_', ' ')} | {before} | {after} |" for name, before, after in _pairs(figures)]
+    return ["| | before | after |", "|---|---:|---:|", *rows, ""] if rows else []
 
 
 def _pairs(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:

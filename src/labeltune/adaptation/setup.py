@@ -56,14 +56,16 @@ class Setup:
         return _key(self.config.adapt)
 
 
-def set_up(config: Adaptation, folder: Path) -> Setup:
+def set_up(config: Adaptation, folder: Path, quarantine: Path | None = None) -> Setup:
     """Read the text into `folder`, load or build the model, and settle every open choice.
+
+    quarantine: takes the rows that cannot be used, where the settings say so.
 
     Raises:
         LabeltuneError: bad text, a model that cannot do it, impossible settings.
     """
     _refuse_contradictions(config)
-    texts, heldout = _open(config)
+    texts, heldout = _open(config, quarantine)
     if config.adapt.threads is not None:
         torch.set_num_threads(config.adapt.threads)
     tokenizer = load_tokenizer(config.model, tokenizer_folder(config.adapt))
@@ -94,12 +96,12 @@ def set_up(config: Adaptation, folder: Path) -> Setup:
 # Text
 
 
-def _open(config: Adaptation) -> tuple[list[Texts], Texts | float]:
+def _open(config: Adaptation, quarantine: Path | None) -> tuple[list[Texts], Texts | float]:
     if not config.adapt.texts:
         raise SettingsError("no text is named", at="adapt.texts", hint="labeltune adapt TEXT… --model M --out FOLDER")
     held = config.adapt.heldout
-    texts = [open_texts(source, config.data) for source in config.adapt.texts]
-    return texts, float(held) if isinstance(held, float | int) else open_texts(held, config.data)
+    texts = [open_texts(source, config.data, quarantine) for source in config.adapt.texts]
+    return texts, float(held) if isinstance(held, float | int) else open_texts(held, config.data, quarantine)
 
 
 def _cut(config: Adaptation, tokenizer: PreTrainedTokenizerBase, causal: Causal) -> Cut:

@@ -57,6 +57,12 @@ class Causal:
         words = {"position_ids": positions, attention.LAYOUT: layout}
         return self._call(input_ids.unsqueeze(0), layout, at, words).squeeze(0).float()
 
+    @torch.no_grad()
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round the weights to what `save` writes in `dtype`; they stay in the dtype that they have."""
+        for weight in self.model.parameters():
+            weight.copy_(weight.to(dtype))
+
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a plain Hugging Face folder, its weights in `dtype`.
 
@@ -173,7 +179,9 @@ def _beside(
 
 def _read_json(path: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no object")
         kind = facts.pop("model_type")
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         with quietly():
