@@ -528,5 +528,8 @@ def test_mlm_trains_an_encoder_from_a_config_and_refuses_a_decoder(tmp_path: Pat
     assert type(model).__name__ == "BertForMaskedLM"
     figures = json.loads((out / "metrics.json").read_text())
     assert "bits_per_byte" not in json.dumps(figures)
+    config.write_text(json.dumps({"model_type": "albert", **sizes}))
+    with pytest.raises(ModelError, match="labeltune does not know albert as an encoder; choose an encoder"):
+        adapt([text_file], from_config=str(config), tokenizer=str(tiny_folder), out=tmp_path / "no", settings=settings)
     with pytest.raises(ModelError, match="llama fills in no hidden token at its own place"):
         adapt([text_file], model=str(tiny_folder), out=tmp_path / "no", settings=settings)

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key
@@ -206,7 +207,10 @@ def _no_config(path: Path, error: Exception) -> SettingsError:
 def _refuse_other_kind(config: PretrainedConfig, at: str, masked: bool) -> None:
     encoder = family_of(config.get_text_config()).encoder
     if masked and not encoder:
-        hint = "choose an encoder (bert, roberta, modernbert, …), or adapt.objective = 'mntp'"
+        hint = "choose an encoder (bert, roberta, modernbert, …)"
+        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise ModelError(f"labeltune does not know {config.model_type} as an encoder", at=at, hint=hint)
+        hint += ", or adapt.objective = 'mntp'"
         raise ModelError(f"{config.model_type} fills in no hidden token at its own place", at=at, hint=hint)
     if not masked and (config.is_encoder_decoder or encoder):
         raise ModelError(
