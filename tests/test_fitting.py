@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaModel
 
-from labeltune import Interrupted, Run, load, open_run, train
+from labeltune import Interrupted, Run, load, open_run, sweep, train
 from labeltune.config import Config, read_toml
 from labeltune.errors import RunError
 from labeltune.facts import Ready, Said, Scored
@@ -363,6 +363,9 @@ def test_a_run_is_not_written_into_its_data(tmp_path: Path) -> None:
     (data / "one.txt").write_text("the hen")
     with pytest.raises(RunError, match=r"lies in .*data, and would be read with it"):
         train(data.parent, out=data.parent / "run", model="mini")
+    (tmp_path / "s.toml").write_text('data.train = "data"\n[[sweep.grid]]\n"train.seed" = [1, 2]\n')
+    with pytest.raises(RunError, match=r"lies in .*data, and would be read with it"):
+        sweep(tmp_path / "s.toml", out=data.parent / "run")
     assert [path.name for path in data.parent.iterdir()] == ["calm"]
 
 

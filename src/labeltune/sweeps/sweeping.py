@@ -24,7 +24,7 @@ from labeltune.config import Config, gather, make, put, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.fitting import threads
-from labeltune.folder import claimed, keep_rows
+from labeltune.folder import claimed, keep_rows, refuse_inside
 from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.job import final_evaluation, prepare
 from labeltune.ledger import Ledger
@@ -96,6 +96,7 @@ def sweep(
         _refuse_another(folder, base, config)
     else:
         refuse_existing(folder, "sweep")
+        refuse_inside(folder, (base.data.train, base.data.dev, base.data.test))
     with claimed(folder, SWEEP), threads(base.train.threads), graceful() as stop:
         work = _Work(folder, base, config, grids, listen, stop, snapshot_seconds)
         write_atomic(folder / SWEEP, _to_toml(base, config))
