@@ -1,11 +1,14 @@
 """Settings from where they were given: names that are no paths, and what a folder that goes on was begun with."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from labeltune.adaptation.adapt import adapt
 from labeltune.adaptation.gathering import gather, read, same_as_before, write
+from labeltune.adaptation.result import card
 from labeltune.config import gather as gather_training
 from labeltune.errors import RunError, SettingsError
 
@@ -54,6 +57,18 @@ def test_an_output_folder_inside_what_is_read_is_refused(held: bool, tmp_path: P
     with pytest.raises(RunError, match=r"lies in .*texts, and would be read with it; choose a place outside"):
         adapt(**sources, model="mini", out="texts/below/out")
     assert not any((tmp_path / "texts").iterdir())
+
+
+@pytest.mark.parametrize(("name", "told"), [("owner/name", True), ("mini", False)])
+def test_the_card_names_a_base_model_of_the_hub(name: str, told: bool):
+    setup = SimpleNamespace(
+        config=gather(None, {"model.name": name}, {}),
+        corpus=SimpleNamespace(train=SimpleNamespace(facts=SimpleNamespace(documents=2))),
+        causal=SimpleNamespace(backbone=SimpleNamespace(dtype=torch.float32)),
+        adapter=None,
+    )
+    text = card(setup, {"train": {"tokens": 9, "seconds": 1.0}})
+    assert (f"\nbase_model: {name}\n" in text) == told
 
 
 def test_settings_are_no_text(text_file: Path):
