@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaModel
 
-from labeltune import Interrupted, Run, load, open_run, train
+from labeltune import Interrupted, Run, load, open_run, sweep, train
 from labeltune.config import Config, read_toml
 from labeltune.errors import RunError
 from labeltune.facts import Ready, Said, Scored
+from labeltune.run import HEAD
+from labeltune.training.checkpoint import Tensors
 from labeltune.training.trainer import Step
 
 QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
@@ -355,6 +358,18 @@ def test_a_full_fine_tuning_resumes_to_the_same_bits(fit, tmp_path: Path, dtype:
     assert bodies[0] == bodies[1]
 
 
+def test_a_run_is_not_written_into_its_data(tmp_path: Path) -> None:
+    data = tmp_path / "data" / "calm"
+    data.mkdir(parents=True)
+    (data / "one.txt").write_text("the hen")
+    with pytest.raises(RunError, match=r"lies in .*data, and would be read with it"):
+        train(data.parent, out=data.parent / "run", model="mini")
+    (tmp_path / "s.toml").write_text('data.train = "data"\n[[sweep.grid]]\n"train.seed" = [1, 2]\n')
+    with pytest.raises(RunError, match=r"lies in .*data, and would be read with it"):
+        sweep(tmp_path / "s.toml", out=data.parent / "run")
+    assert [path.name for path in data.parent.iterdir()] == ["calm"]
+
+
 def test_a_finished_training_is_only_said_to_be_finished(fit, small: Path) -> None:
     run = fit()
     before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file() and not p.name.startswith(".")}
@@ -507,6 +522,45 @@ def test_a_start_takes_the_rows_of_labels_that_both_know(fit, finished: Path, sm
     places = [(old.labels.index(name), new.labels.index(name)) for name in ("calm", "loud")]
     assert all(torch.allclose(weights[0][a], weights[1][b]) for a, b in places)
     assert run.config.train.init == str(finished)
+
+
+def begun(
+    fit, small: Path, first: Mapping[str, object], then: Mapping[str, object], **words: object
+) -> tuple[str, list[Tensors]]:
+    """What is said of starting from a run of all moods with one whose last label is another, and both heads."""
+    nothing = {"train.lr": 1e-30, "train.weight_decay": 0.0, "train.steps": 1}
+    was = fit("was", settings={"train.steps": 1} | first, **words)
+    rows = [
+        row | {"label": {"odd": "anew"}.get(row["label"], row["label"])} for row in rows_of(small / "moods-train.jsonl")
+    ]
+    heard: list[object] = []
+    now = fit("now", data=rows, dev=rows[:6], init=was.folder, settings=nothing | then, listen=heard.append, **words)
+    said = [fact.text for fact in heard if isinstance(fact, Said) and fact.text.startswith("from ")]
+    return said[0].removeprefix(f"from {was.folder}: "), [load_file(run.folder / HEAD) for run in (was, now)]
+
+
+def test_a_start_of_a_stock_head_takes_its_layers_and_the_rows_of_its_last(fit, small: Path, tiny_encoder) -> None:
+    stock = {"head.kind": "stock"}
+    said, (was, now) = begun(fit, small, stock, stock, model=str(tiny_encoder("bert")))
+    assert said == "labels kept calm, loud; new anew; dropped odd"
+    dense, last = "head.stages.0.dense.weight", "head.stages.1.weight"
+    assert torch.allclose(was[dense], now[dense])
+    assert torch.allclose(was[last][:2], now[last][1:])
+
+
+def test_a_start_says_what_it_could_not_take(fit, small: Path, tiny_encoder) -> None:
+    said, _ = begun(fit, small, {}, {"head.kind": "stock", "model.pooling": "last"}, model=str(tiny_encoder("bert")))
+    assert said.startswith(
+        "labels kept none; new anew, calm, loud; dropped calm, loud, odd; begun anew head.stages.0.dense"
+    )
+    assert said.endswith("head.kind was 'linear' and is 'stock'; model.pooling was 'first' and is 'last'")
+
+
+def test_a_start_takes_no_thresholds_of_other_labels(fit, small: Path) -> None:
+    order = ["calm", "loud", "odd"], ["calm", "anew", "loud"]
+    settings = [{"task": "ordinal", "data.label_order": names} for names in order]
+    said, _ = begun(fit, small, *settings)
+    assert said == "labels kept none; new anew, calm, loud; dropped calm, loud, odd; begun anew head.bias, head.weight"
 
 
 def test_a_start_that_cannot_be_leaves_nothing_behind(fit, finished: Path, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_a_file_that_decides_and_does_not_belong_is_named(run: Path, name: str) 
 def test_what_decides_nothing_may_change(run: Path) -> None:
     (run / "README.md").write_text("My model.")
     (run / "notes.txt").write_text("x")
+    for folder in ("adapter", "tokenizer"):
+        (run / folder / ".DS_Store").write_text("x")
     (run / "log.jsonl").unlink()
     assert open_run(run).state == "finished"
 

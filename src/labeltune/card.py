@@ -124,7 +124,7 @@ def render(run: Run) -> str:
         folder=run.folder.name,
         task=config.task,
         state=run.state,
-        base=config.model.name if _is_hub_id(config.model.name or "") else None,
+        base=config.model.name if is_hub_id(config.model.name or "") else None,
         backbone=config.model.name,
         adapter=_adapter(config.lora.model_dump()),
         model=config.model,
@@ -162,7 +162,8 @@ def _in_order(splits: Any) -> dict[str, Any]:
     return {name: splits[name] for name in ("train", "dev", "test") if name in splits}
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name is one of the hub, and of no folder here."""
     return name.count("/") == 1 and not Path(name).exists()
 
 

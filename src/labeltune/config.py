@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from labeltune.data.settings import DataConfig
 from labeltune.errors import SettingsError
 from labeltune.inference import SWITCHES
-from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
+from labeltune.model.settings import MINI, HeadConfig, LoraConfig, ModelConfig
 from labeltune.settings import Settings, build
 from labeltune.storage import is_there
 from labeltune.training.settings import EvalConfig, TrainConfig
@@ -59,14 +59,19 @@ def read_toml(path: Path) -> Tree:
         section, key = name.split(".")
         values = tree.get(section)
         if isinstance(values, dict) and key in values:
-            values[key] = beside(path.parent, values[key])
+            values[key] = beside(path.parent, values[key], name)
     return tree
 
 
-def beside(folder: Path, value: Any) -> Any:
-    """A relative path that exists in `folder`, made absolute; anything else (a hub id, a fraction) as it is."""
+def beside(folder: Path, value: Any, setting: str) -> Any:
+    """A relative path that exists in `folder`, made absolute; anything else (a hub id, a fraction) as it is.
+
+    `mini` is the bundled backbone, whatever lies in `folder`.
+    """
     if isinstance(value, dict):
-        return {name: beside(folder, part) for name, part in value.items()}
+        return {name: beside(folder, part, setting) for name, part in value.items()}
+    if (setting, value) == ("model.name", MINI):
+        return value
     if isinstance(value, str) and not Path(value).is_absolute() and is_there(folder / value):
         return str((folder / value).resolve())
     return value
@@ -111,7 +116,7 @@ def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings:
             raise SettingsError("these are the settings of a sweep", at=str(base), hint=f"labeltune sweep {base}")
         make(tree, at=str(base or ""))
     for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
-        put(tree, name, beside(Path.cwd(), value) if name in PATHS else value)
+        put(tree, name, beside(Path.cwd(), value, name) if name in PATHS else value)
     return make(tree)
 
 

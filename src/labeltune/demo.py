@@ -34,8 +34,8 @@ from labeltune.errors import RunError
 from labeltune.fitting import train
 from labeltune.interrupt import Interrupted
 from labeltune.metrics import Figures
-from labeltune.model.checkpoints import MINI, resolve
-from labeltune.model.settings import ModelConfig
+from labeltune.model.checkpoints import resolve
+from labeltune.model.settings import MINI, ModelConfig
 from labeltune.predict import load as load_run
 from labeltune.schema import Example, Prediction, Span
 from labeltune.storage import read_json

@@ -22,7 +22,7 @@ from labeltune.config import Config, gather
 from labeltune.data.datasets import QUARANTINE
 from labeltune.errors import RunError
 from labeltune.facts import Listener, Said, quiet
-from labeltune.folder import asked_before, claimed, is_finished
+from labeltune.folder import asked_before, claimed, is_finished, refuse_inside
 from labeltune.interrupt import Interrupted, Stop, graceful, heard
 from labeltune.job import (
     CHECKPOINT,
@@ -77,6 +77,7 @@ def train(
             return open_run(folder)
     else:
         refuse_existing(folder)
+        refuse_inside(folder, (asked.data.train, asked.data.dev, asked.data.test))
     with joined(sharded=asked.train.shard) as world, threads(asked.train.threads):
         world.wait()  # all have read what is in the folder
         with _place(folder, world) as own:

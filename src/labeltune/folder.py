@@ -6,7 +6,7 @@ Who goes on must want what was begun: the same settings where they are given, th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from labeltune.data.datasets import QUARANTINE, Dataset, Loaded
 from labeltune.errors import RunError
 from labeltune.interrupt import graceful
 from labeltune.ledger import LEDGER
-from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, state_of
-from labeltune.storage import HOLDER_NAME, LOCK_NAME, lock, read_json, told, write_json
+from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, refuse_others, state_of
+from labeltune.storage import HOLDER_NAME, LOCK_NAME, is_there, lock, read_json, told, write_json
 
 
 def asked_before(folder: Path, config: Config) -> Config:
     """The settings that the folder was begun with; a flag that says otherwise is refused."""
+    refuse_others(folder, "train")
     path = folder / CONFIG
     if not path.exists():
         if not is_claimed(folder):
@@ -30,13 +31,18 @@ def asked_before(folder: Path, config: Config) -> Config:
     saved = make(read_toml(path), at=str(path))
     was = _flat(saved.model_dump())
     for name, value in _flat(config.model_dump(exclude_unset=True)).items():
-        if was.get(name) != value and value != "auto" and not _same_path(was.get(name), value):
+        if contradicts(was.get(name), value):
             raise RunError(
                 f"{name} was {was.get(name)!r} when this training began and is {value!r} now",
                 at=str(folder),
                 hint="leave it out, or train into a new folder",
             )
     return saved
+
+
+def contradicts(was: object, now: object) -> bool:
+    """Whether a setting that is given now is another one than a training began with; `auto` is whatever was found."""
+    return was != now and now != "auto" and not _same_path(was, now)
 
 
 def _same_path(was: object, now: object) -> bool:
@@ -61,25 +67,47 @@ def is_finished(folder: Path) -> bool:
     return finished
 
 
+def refuse_inside(folder: Path, sources: Iterable[object]) -> None:
+    """Refuse to write into a folder that is read: what is written there would be read as well.
+
+    sources: paths, tables of paths, and what is neither.
+
+    Raises:
+        RunError: `folder` is one of them, or lies in one.
+    """
+    place = folder.resolve()
+    for source in sources:
+        if isinstance(source, Mapping):
+            refuse_inside(folder, source.values())
+        elif isinstance(source, str) and _is_in(place, Path(source).expanduser()):
+            message = f"lies in {source}, and would be read with it"
+            raise RunError(message, at=f"--out {folder}", hint="choose a place outside")
+
+
+def _is_in(place: Path, folder: Path) -> bool:
+    return is_there(folder) and folder.is_dir() and folder.resolve() in (place, *place.parents)
+
+
 @contextmanager
 def claimed(folder: Path, begun: str = CONFIG) -> Iterator[None]:
     """Lock the folder; where training never began, leave no trace of it, at whatever moment it is interrupted.
 
-    begun: the file whose presence says that it began.
+    What lay there before stays: it may be the work of an earlier call. begun: the file whose presence says that
+    training began.
     """
     with told(folder):
         made = [part for part in (folder, *folder.parents) if not part.exists()]
-    held = False
+    empty = False
     with ExitStack() as stack:
         try:
             with graceful() as stop:
                 stack.enter_context(lock(folder))
-                held = True
+                empty = all(path.name in (LOCK_NAME, HOLDER_NAME) for path in folder.iterdir())
             if stop.asked:
                 raise KeyboardInterrupt
             yield
         finally:
-            if held and not (folder / begun).exists():
+            if empty and not (folder / begun).exists():
                 _sweep(folder, made)
 
 

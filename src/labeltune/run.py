@@ -31,6 +31,9 @@ VERSION = 1
 FORMAT, CONFIG, LABELS, METRICS = "format", "config.toml", "labels.json", "metrics.json"
 HEAD, ADAPTER, BACKBONE, TOKENIZER, WORK = "head.safetensors", "adapter", "backbone", "tokenizer", "work"
 SPLITS, LOG, CARD = "splits.json", "log.jsonl", "README.md"
+SWEEP, ADAPTATION = "sweep.toml", "adapt.toml"
+OWNERS = {SWEEP: "sweep", ADAPTATION: "adapt", CONFIG: "train", SPLITS: "train"}
+"""File -> the command whose folder it marks; the first that is there decides, for a sweep keeps splits of its own."""
 COPY_AGAIN = "copy the folder again, whole"
 DECISIVE = (CONFIG, LABELS, HEAD, f"{ADAPTER}/*", f"{BACKBONE}/*", f"{TOKENIZER}/*")
 
@@ -71,8 +74,7 @@ def unseal(folder: Path) -> None:
 
 def seal(folder: Path, state: str) -> None:
     """Write `format`: the version, the state and the checksum of each decisive file."""
-    files = sorted(p for pattern in DECISIVE for p in folder.glob(pattern) if p.is_file())
-    sums = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
+    sums = {name: sha256_file(folder / name) for name in sorted(_decisive(folder))}
     write_json(folder / FORMAT, {"labeltune": VERSION, "state": state, "files": sums})
 
 
@@ -118,15 +120,20 @@ def _verify(folder: Path) -> None:
             raise RunError("this file of the run is missing", at=str(file), hint=COPY_AGAIN)
         if sha256_file(file) != expected:
             raise RunError("this file was changed after training", at=str(file), hint=COPY_AGAIN)
-    here = {p.relative_to(folder).as_posix() for pattern in DECISIVE for p in folder.glob(pattern) if p.is_file()}
-    if extra := sorted(here - set(sums)):
+    if extra := sorted(_decisive(folder) - set(sums)):
         raise RunError("this file does not belong to the run", at=str(folder / extra[0]), hint="remove it")
     if absent := sorted({CONFIG, LABELS, HEAD} - set(sums)):
         raise RunError("this file of the run is missing", at=str(folder / absent[0]), hint=COPY_AGAIN)
 
 
-def refuse_existing(folder: Path) -> None:
-    """A run folder is never written over."""
+def _decisive(folder: Path) -> set[str]:
+    """The files that decide an answer, by their paths in the folder; dot files (a file manager's) do not."""
+    found = {path for pattern in DECISIVE for path in folder.glob(pattern) if path.is_file()}
+    return {path.relative_to(folder).as_posix() for path in found if not path.name.startswith(".")}
+
+
+def refuse_existing(folder: Path, command: str = "train") -> None:
+    """A folder with something in it is never written over; `command` could go on with its own."""
     with told(folder):
         taken = folder.exists() and (
             not folder.is_dir() or any(p.name not in (LOCK_NAME, HOLDER_NAME) for p in folder.iterdir())
@@ -135,14 +142,15 @@ def refuse_existing(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise RunError("this is a file", at=str(folder), hint="choose another --out")
-    hint = "add --resume to go on with it" if _can_go_on(folder) else "choose another --out"
+    hint = "add --resume to go on with it" if _can_go_on(folder, command) else "choose another --out"
     raise RunError("this folder exists already and is not empty", at=str(folder), hint=hint)
 
 
-def _can_go_on(folder: Path) -> bool:
-    """Whether a training was here and did not end."""
+def _can_go_on(folder: Path, command: str) -> bool:
+    """Whether a training of this command was here and did not end."""
     try:
-        return is_claimed(folder) and state_of(folder) != "finished"
+        own = owner_of(folder) in (None, command)
+        return own and is_claimed(folder) and state_of(folder) != "finished"
     except RunError:  # a damaged `format`
         return False
 
@@ -150,6 +158,23 @@ def _can_go_on(folder: Path) -> bool:
 def is_claimed(folder: Path) -> bool:
     """Whether a training was ever begun here, however it ended: it has left its lock, or its splits."""
     return (folder / LOCK_NAME).exists() or (folder / SPLITS).exists()
+
+
+def owner_of(folder: Path) -> str | None:
+    """The command that has begun to work in the folder, as far as its files say."""
+    return next((command for name, command in OWNERS.items() if is_there(folder / name)), None)
+
+
+def refuse_others(folder: Path, command: str) -> None:
+    """Refuse to go on in a folder that another command has begun.
+
+    Raises:
+        RunError: it holds that command's file.
+    """
+    owner = owner_of(folder)
+    if owner not in (None, command):
+        hint = "go on with that command, or choose another --out"
+        raise RunError(f"this folder belongs to `labeltune {owner}`", at=str(folder), hint=hint)
 
 
 def finite(value: float) -> float | None:

@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from labeltune import sweep, train
 from labeltune.adaptation.adapt import Looked, Ready, adapt
 from labeltune.adaptation.corpus import windows_of
 from labeltune.adaptation.loop import Step
 from labeltune.cli import main
 from labeltune.errors import DataError, LabeltuneError, ModelError, RunError, SettingsError
 from labeltune.facts import Said
-from labeltune.interrupt import Interrupted
+from labeltune.interrupt import Interrupted, Stop
 from labeltune.model import backbone as backbones
 from labeltune.model.settings import ModelConfig
 from labeltune.storage import lock
@@ -54,7 +57,7 @@ def weights(folder: Path) -> str:
 def naive(folder: Path, documents: list[str], context: int) -> tuple[float, int, float]:
     """Nats a token, tokens, bits a byte of the documents under the stock model, window by window, nothing packed."""
     model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
         PreTrainedTokenizerFast.from_pretrained(folder),
     )
     nats, count = 0.0, 0
@@ -72,7 +75,8 @@ def naive(folder: Path, documents: list[str], context: int) -> tuple[float, int,
 
 def held_out(texts: list[str], share: float = 0.2) -> list[str]:
     def number(text: str) -> int:
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        words = " ".join(text.split()).encode()
+        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
     return [text for text in texts if number(text) < share * 2**64]
 
@@ -139,10 +143,34 @@ def test_what_was_found_in_the_text_is_said(tmp_path: Path, text_file, tiny_fold
     assert looks[1].pace > 0 and looks[1].seconds_left > 0 and looks[-1].seconds_left == 0
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_last_figures_are_of_the_saved_weights_or_say_so(rank, tmp_path: Path, texts, text_file, tiny_folder):
+    lora = {"lora.rank": rank} if rank else {}
+    figures = tune(text_file, tmp_path / "out", tiny_folder, lr=1e-3, save_dtype="bf16", **lora)
+    loss, _, _ = naive(tmp_path / "out", held_out(texts), 64)
+    told = "not of the merged weights" in (tmp_path / "out" / "README.md").read_text()
+    if rank:
+        assert figures["scored"] == "adapter" and told
+    else:
+        assert figures["scored"] == "saved weights" and not told
+        assert figures["heldout"]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_rows_that_cannot_be_used_lie_beside_the_model(tmp_path: Path, texts, tiny_folder):
+    for name in ("a", "b"):
+        rows = [*({"text": text} for text in texts), {"text": 7}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = FAST | {"data.on_bad_row": "quarantine", "adapt.tokens": 500}
+    adapt([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], out=tmp_path / "out", model=str(tiny_folder), settings=settings)
+    lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["at"] for line in lines] == ["a.jsonl:61", "b.jsonl:61"]
+
+
 def test_without_held_out_text_there_are_no_figures_of_it(tmp_path: Path, text_file, tiny_folder):
     adapt(text_file, out=tmp_path / "out", model=str(tiny_folder), heldout=0, settings=FAST)
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert figures["heldout"] == {} and figures["train"]["tokens"] > 0
+    assert "| |" not in (tmp_path / "out" / "README.md").read_text()
 
 
 # Going on
@@ -179,6 +207,76 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path, text_fi
     facts: list[object] = []
     adapt(out=tmp_path / "out", resume=True, listen=facts.append)
     assert [fact.text for fact in facts] == [f"{tmp_path / 'out'} is finished already"]
+
+
+def test_ctrl_c_before_the_first_step_is_heard_and_leaves_no_model(tmp_path: Path, text_file, tiny_folder):
+    tune(text_file, tmp_path / "whole", tiny_folder, lr=1e-3)
+
+    def interrupt(fact: object) -> None:
+        if isinstance(fact, Ready):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(text_file, tmp_path / "out", tiny_folder, interrupt)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    adapt(out=tmp_path / "out", resume=True)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_stop_at_step_0_leaves_no_model(tmp_path: Path, text_file, tiny_folder, monkeypatch):
+    @contextmanager
+    def asked():
+        stop = Stop()
+        stop.asked = True
+        yield stop
+
+    monkeypatch.setattr("labeltune.adaptation.adapt.graceful", asked)
+    with pytest.raises(Interrupted, match="stopped before the first step; the same command with --resume goes on"):
+        begin(text_file, tmp_path / "out", tiny_folder, lambda _: None)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_ctrl_c_during_the_last_look_leaves_a_folder_to_go_on_with(tmp_path: Path, text_file, tiny_folder):
+    whole = tune(text_file, tmp_path / "whole", tiny_folder, lr=1e-3)
+
+    def interrupt(fact: object) -> None:
+        if isinstance(fact, Looked) and fact.whole and fact.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="can be used as it is"):
+        begin(text_file, tmp_path / "out", tiny_folder, interrupt)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    adapt(out=tmp_path / "out", resume=True)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["heldout"] == whole["heldout"]
+
+
+def test_an_adapter_is_merged_into_the_weights_it_was_trained_beside_alone(tmp_path: Path, text_file, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    lora = {"lora.rank": 2}
+
+    def change() -> None:
+        tensors = load_file(model / "model.safetensors")
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(ModelError, match=r"its weights have changed while an adapter was trained .* --resume"):
+        begin(text_file, tmp_path / "out", model, at_step(3, change), **lora)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    shutil.copy(tiny_folder / "model.safetensors", model)
+    adapt(out=tmp_path / "out", resume=True)
+    tune(text_file, tmp_path / "whole", tiny_folder, lr=1e-3, **lora)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_tokenizer_with_several_chat_templates_is_written_anew(tmp_path: Path, text_file, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(model)
+    with pytest.raises(Interrupted):
+        begin(text_file, tmp_path / "out", model, at_step(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    adapt(out=tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").exists()
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
 
 def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(tmp_path: Path, text_file, tiny_folder):
@@ -236,6 +334,51 @@ def _stop() -> None:
     raise Stopped
 
 
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        ("train", ["config.toml", "metrics.json"]),
+        ("train", ["splits.json", "work/rows", "ledger.jsonl"]),
+        ("sweep", ["sweep.toml", "splits.json"]),
+    ],
+)
+def test_the_folder_of_another_command_is_left_as_it_is(command, files, tmp_path: Path, text_file, tiny_folder):
+    for name in [".lock", *files]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=f"this folder belongs to `labeltune {command}`"):
+        adapt(text_file, out=tmp_path / "out", model=str(tiny_folder), resume=True)
+    with pytest.raises(RunError, match="choose another --out"):
+        adapt(text_file, out=tmp_path / "out", model=str(tiny_folder))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_train_and_sweep_leave_an_adaptation_as_it_is(tmp_path: Path, text_file, tiny_folder, small):
+    with pytest.raises(Stopped):
+        begin(text_file, tmp_path / "out", tiny_folder, at_step(5, _stop))
+    (tmp_path / "s.toml").write_text(
+        f'data.train = "{small / "moods-train.jsonl"}"\nmodel.name = "mini"\n[sweep]\nseeds = 2\n'
+    )
+    for call in (
+        lambda: train(tmp_path / "none.jsonl", out=tmp_path / "out", model=str(tiny_folder), resume=True),
+        lambda: sweep(tmp_path / "s.toml", out=tmp_path / "out", resume=True),
+    ):
+        with pytest.raises(RunError, match="this folder belongs to `labeltune adapt`"):
+            call()
+    adapt(out=tmp_path / "out", resume=True)
+
+
+def test_a_call_that_fails_removes_only_what_it_wrote(tmp_path: Path, tiny_folder):
+    corpus = tmp_path / "out" / "work" / "corpus"
+    corpus.mkdir(parents=True)
+    (tmp_path / "out" / ".lock").touch()
+    (corpus / "corpus.json").write_text("{}")
+    with pytest.raises(DataError):
+        adapt(tmp_path / "none.txt", out=tmp_path / "out", model=str(tiny_folder), resume=True)
+    assert (corpus / "corpus.json").read_text() == "{}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [("adapt.optimiser=muon",), ("lora.rank=4", "adapt.objective=mntp")])
 def test_a_killed_training_goes_on_to_the_same_bits(settings, tmp_path: Path, text_file, tiny_folder):
@@ -291,6 +434,26 @@ def test_bad_settings_are_told_and_leave_nothing_behind(settings, kind, said, tm
     with pytest.raises(kind, match=said):
         adapt(text_file, out=tmp_path / "out", model=str(tiny_folder), settings=FAST | settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_token_beyond_the_model_is_told(tmp_path: Path, text_file, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(model)
+    settings = FAST | {"adapt.objective": "mntp"}
+    with pytest.raises(ModelError, match=r"gives the token 266, and the model has 266 entries"):
+        adapt(text_file, out=tmp_path / "out", model=str(model), settings=settings)
+
+
+def test_a_fresh_model_without_a_tokenizer_or_a_config_is_told(tmp_path: Path, text_file, tiny_folder):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match=r"^/.*empty: /.*empty holds no tokenizer"):
+        adapt(text_file, from_config=tiny_folder, tokenizer=empty, out=tmp_path / "out")
+    (empty / "config.json").write_text("[]")
+    with pytest.raises(SettingsError, match=r"no configuration of a causal language model \(it holds no object\)"):
+        adapt(text_file, from_config=empty, tokenizer=tiny_folder, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00", bytes(range(256)) * 9])
@@ -365,5 +528,8 @@ def test_mlm_trains_an_encoder_from_a_config_and_refuses_a_decoder(tmp_path: Pat
     assert type(model).__name__ == "BertForMaskedLM"
     figures = json.loads((out / "metrics.json").read_text())
     assert "bits_per_byte" not in json.dumps(figures)
+    config.write_text(json.dumps({"model_type": "albert", **sizes}))
+    with pytest.raises(ModelError, match="labeltune does not know albert as an encoder; choose an encoder"):
+        adapt([text_file], from_config=str(config), tokenizer=str(tiny_folder), out=tmp_path / "no", settings=settings)
     with pytest.raises(ModelError, match="llama fills in no hidden token at its own place"):
         adapt([text_file], model=str(tiny_folder), out=tmp_path / "no", settings=settings)

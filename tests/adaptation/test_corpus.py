@@ -1,5 +1,6 @@
 """From files to rows: every token is predicted once, and what cannot be read is told with its address."""
 
+import copy
 import gzip
 import json
 import lzma
@@ -9,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from labeltune.adaptation.corpus import Cut, open_corpus, windows_of
 from labeltune.adaptation.documents import divided, open_texts, read_documents
@@ -59,6 +61,50 @@ def test_a_row_of_data_is_a_document(tmp_path: Path):
     (tmp_path / "r.csv").write_text("title,body\nA,b\nC,d\n")
     assert list(open_texts(str(tmp_path / "r.jsonl"), DataConfig()).documents()) == ["one\n\ntwo", "three"]
     assert list(open_texts(str(tmp_path / "r.csv"), DataConfig(text="body")).documents()) == ["b", "d"]
+
+
+@pytest.mark.parametrize("role", ["text", "tokens"])
+def test_a_misspelt_column_is_no_other_column(role, tmp_path: Path):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"text": "one", "bodies": "two"}) + "\n")
+    with pytest.raises(DataError, match=rf"data.{role} = 'bodys' is no column; did you mean 'bodies'"):
+        open_texts(str(tmp_path / "r.jsonl"), DataConfig(**{role: "bodys"}))
+
+
+def test_a_folder_is_its_files_each_as_if_it_were_named(tmp_path: Path):
+    folder = tmp_path / "f"
+    (folder / "sub" / ".git").mkdir(parents=True)
+    (folder / "b.txt").write_text("one\ntwo\n\nthree\n")
+    (folder / "a.jsonl").write_text('{"text": "four", "label": "x"}\n')
+    (folder / "sub" / "c.md").write_text("five\n")
+    for hidden in (".DS_Store", "sub/.git/config"):
+        (folder / hidden).write_bytes(b"\0")
+    found = open_texts(str(folder), DataConfig())
+    assert list(found.documents()) == ["four", "one\ntwo", "three", "five"]
+    (folder / "b.txt").write_text("one\n")
+    assert open_texts(str(folder), DataConfig()).key != found.key
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there is no file in this folder"):
+        open_texts(str(tmp_path / "empty"), DataConfig())
+
+
+def test_a_line_too_long_to_hold_is_read_in_parts(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("labeltune.data.readers.lines.LONGEST", 16)
+    monkeypatch.setattr("labeltune.adaptation.documents.LONGEST", 4)
+    text = "the hen sang on the ring \n" + "だ" * 11
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    assert "".join(read_documents(tmp_path / "t.txt")) == text.replace("\n", "")
+    (tmp_path / "t.txt").write_text(text + "\nx\0\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"t.txt:3: holds a NUL"):
+        list(read_documents(tmp_path / "t.txt"))
+
+
+def test_how_rows_are_read_belongs_to_what_is_read(tmp_path: Path):
+    (tmp_path / "r.csv").write_text("title,body\nA,b\n")
+    ways = [{"text": "body"}, {"text": "title"}, {"template": "{title}"}, {"text": "body", "normal_form": "NFC"}]
+    ways += [{"columns": ["a", "b"], "text": "b"}, {"columns": ["b", "a"], "text": "b"}]
+    keys = [open_texts(str(tmp_path / "r.csv"), DataConfig(**way)).key for way in ways]
+    assert len(set(keys)) == len(keys)
+    assert open_texts(str(tmp_path / "r.csv"), DataConfig(text="body")).key == keys[0]
 
 
 def test_given_tokens_are_joined(tmp_path: Path):
@@ -145,6 +191,13 @@ def test_held_out_documents_are_left_out_of_the_training_text(corpus_of, tmp_pat
     assert corpus.heldout.facts.documents == 2
 
 
+@pytest.mark.parametrize("copy", [" the hen sang ", "the hen\nsang", "the  hen\tsang"])
+def test_white_space_does_not_tell_a_copy_from_what_is_held_out(copy, corpus_of, tmp_path: Path):
+    held = write(tmp_path / "h.txt", ["the hen sang"])
+    corpus = corpus_of(write(tmp_path / "t.txt", [copy, "the ring"]), heldout=held)
+    assert (corpus.train.facts.documents, corpus.train.facts.sealed) == (1, 1)
+
+
 # What cannot be read
 
 
@@ -202,6 +255,24 @@ def test_a_token_beyond_the_model_is_told(tmp_path: Path, text_file: Path, tiny_
     cut = Cut(tiny_tokenizer, special_tokens(tiny_tokenizer, "auto", "auto"), 16, 20)
     with pytest.raises(ModelError, match="the model has 20 entries"):
         open_corpus([open_texts(str(text_file), DataConfig())], 0.0, cut, tmp_path / "corpus")
+
+
+def test_a_special_token_beyond_the_model_is_told_before_anything_is_read(corpus_of, tmp_path: Path, tiny_tokenizer):
+    with pytest.raises(ModelError, match=rf"gives the token {len(tiny_tokenizer)}, and the model has"):
+        corpus_of(write(tmp_path / "t.txt", ["the hen"]), specials=Specials((), (len(tiny_tokenizer),)))
+
+
+def test_token_ids_have_the_width_of_the_models_vocabulary(tmp_path: Path, text_file: Path, tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    facts = json.loads(tokenizer.backend_tokenizer.to_str())
+    facts["model"]["vocab"]["t"] = 70_000
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(facts))
+    texts = [open_texts(str(text_file), DataConfig())]
+    for vocabulary in (70_000, 300):
+        with pytest.raises(ModelError, match="gives the token 70000"):
+            open_corpus(texts, 0.0, Cut(tokenizer, Specials((), ()), 16, vocabulary), tmp_path / "none")
+    rows = open_corpus(texts, 0.0, Cut(tokenizer, Specials((), ()), 16, 70_001), tmp_path / "corpus").train
+    assert max(rows[n].tokens.max() for n in range(len(rows))) == 70_000
 
 
 def test_other_text_in_the_same_folder_is_told(corpus_of, tmp_path: Path, texts):

@@ -19,17 +19,19 @@ from typing import Any
 import torch
 
 from labeltune.adaptation import gathering
-from labeltune.adaptation.gathering import SETTINGS, gather, same_as_before
+from labeltune.adaptation.gathering import gather, refuse_hidden, same_as_before
 from labeltune.adaptation.loop import Score, Step, diverged, score, steps
-from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, write_figures, write_model
+from labeltune.adaptation.result import LOG, WORK, is_finished, refuse_existing, scored, write_figures, write_model
 from labeltune.adaptation.settings import Adaptation
 from labeltune.adaptation.setup import Setup, set_up
+from labeltune.data.datasets import QUARANTINE
 from labeltune.errors import ModelError, RunError
 from labeltune.facts import Checked, Listener, Said, quiet
-from labeltune.folder import claimed
-from labeltune.interrupt import Interrupted, Stop, graceful
-from labeltune.run import finite, is_claimed
-from labeltune.storage import append_jsonl, read_jsonl, write_atomic
+from labeltune.folder import claimed, refuse_inside
+from labeltune.interrupt import Interrupted, Stop, graceful, heard
+from labeltune.model.checkpoints import DTYPE_OF
+from labeltune.run import ADAPTATION, finite, is_claimed, refuse_others
+from labeltune.storage import append_jsonl, read_jsonl, to_json, write_atomic
 from labeltune.training.checkpoint import State, load_state, save_state
 from labeltune.training.meter import Meter
 
@@ -95,7 +97,8 @@ def adapt(
     }
     asked = gather(config, flags, settings or {})
     if resume:
-        if (folder / SETTINGS).exists():
+        refuse_others(folder, "adapt")
+        if (folder / ADAPTATION).exists():
             asked = same_as_before(asked, gathering.read(folder), folder)
         elif not is_claimed(folder):
             raise RunError("there is nothing to go on with", at=str(folder), hint="leave --resume out")
@@ -104,9 +107,13 @@ def adapt(
             return folder
     else:
         refuse_existing(folder)
-    with claimed(folder, SETTINGS), graceful() as stop:
-        job = _prepare(asked, folder, listen)
-        _loop(job, stop, listen)
+        refuse_hidden(asked, folder)
+        refuse_inside(folder, (*asked.adapt.texts, asked.adapt.heldout))
+    with claimed(folder, ADAPTATION):
+        with heard():
+            job = _prepare(asked, folder, listen)
+        with graceful() as stop:
+            _loop(job, stop, listen)
         _finish(job, listen)
     return folder
 
@@ -122,7 +129,8 @@ class _Job:
 
 
 def _prepare(config: Adaptation, folder: Path, listen: Listener) -> _Job:
-    setup = set_up(config, folder / WORK / CORPUS)
+    (folder / QUARANTINE).unlink(missing_ok=True)
+    setup = set_up(config, folder / WORK / CORPUS, folder / QUARANTINE)
     listen(Checked(setup.selfcheck))
     for sentence in setup.said:
         listen(Said(sentence))
@@ -148,9 +156,7 @@ def _go_on(job: _Job) -> None:
         job.meter.rows, job.meter.tokens, job.meter.seconds = state.facts["meter"]
         job.before = state.facts["before"]
         kept = [line for line in read_jsonl(job.folder / LOG) if int(str(line["step"])) <= job.setup.work.step]
-    write_atomic(job.folder / LOG, "")
-    for line in kept:
-        append_jsonl(job.folder / LOG, line)
+    write_atomic(job.folder / LOG, "".join(to_json(line) + "\n" for line in kept))
 
 
 def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
@@ -171,12 +177,18 @@ def _loop(job: _Job, stop: Stop, listen: Listener) -> None:
         if step.step % (config.checkpoint_steps or every) == 0 or step.step == step.total:
             _checkpoint(job)
     if work.step < work.order.total:
-        _checkpoint(job)
-        write_model(job.setup, job.folder)
-        raise Interrupted(
-            f"stopped at step {work.step:,} of {work.order.total:,}; {job.folder} can be used as it is",
-            hint="the same command with --resume goes on",
-        )
+        raise _leave(job)
+
+
+def _leave(job: _Job) -> Interrupted:
+    """Leave a folder that can be gone on with and, once something was learned, used as it is; what to tell the user."""
+    work, hint = job.setup.work, "the same command with --resume goes on"
+    if not work.step:
+        return Interrupted("stopped before the first step", hint=hint)
+    _checkpoint(job)
+    write_model(job.setup, job.folder)
+    told = f"stopped at step {work.step:,} of {work.order.total:,}; {job.folder} can be used as it is"
+    return Interrupted(told, hint=hint)
 
 
 def _next(facts: Iterator[Step]) -> Step | None:
@@ -232,8 +244,22 @@ def _checkpoint(job: _Job) -> None:
 
 
 def _finish(job: _Job, listen: Listener) -> None:
-    """Read all held-out text, write everything, and drop what only the training needed."""
-    after = _figures(_look(job, listen, whole=True))
+    """Read all held-out text with the weights as they are saved, write everything, and drop what only training needed.
+
+    An adapter is read beside its model: the two are merged where nothing else needs the memory.
+    """
+    if job.setup.adapter is None:
+        job.setup.causal.round_to(DTYPE_OF[job.setup.config.adapt.save_dtype])
+    try:
+        with heard():
+            after = _figures(_look(job, listen, whole=True))
+    except KeyboardInterrupt:
+        raise _leave(job) from None
+    with graceful():
+        _write(job, after)
+
+
+def _write(job: _Job, after: Mapping[str, Any]) -> None:
     work = job.setup.work
     train = job.meter.facts() | {
         "tokens": job.meter.tokens,
@@ -241,5 +267,7 @@ def _finish(job: _Job, listen: Listener) -> None:
         "trained_parameters": sum(parameter.numel() for parameter in work.parameters.values()),
     }
     write_model(job.setup, job.folder)
-    write_figures(job.setup, job.folder, {"train": train, "before": job.before, "heldout": after})
+    write_figures(
+        job.setup, job.folder, {"train": train, "before": job.before, "heldout": after, "scored": scored(job.setup)}
+    )
     shutil.rmtree(job.folder / WORK, ignore_errors=True)

@@ -5,7 +5,7 @@ tokenizer puts before a text, and the last ends with those after it. Rows that a
 that are held out overlap by half a context, and only what is new in a row is predicted there: every token counts once,
 with at least half a context before it.
 
-A document is held out by the hash of its text, so neither its place nor the seed decides, and twins stay together.
+A document is held out by the hash of its words, so neither its place nor the seed decides, and twins stay together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from labeltune.data.specials import Specials
 from labeltune.errors import DataError, ModelError, RunError, SettingsError
 from labeltune.storage import atomic_folder, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "corpus.json"
 TRAIN, HELDOUT = "train", "heldout"
 TOKENISED_AT_ONCE = 256
@@ -59,12 +59,22 @@ class Cut:
 
     @property
     def dtype(self) -> str:
-        """The smallest type that holds every token id."""
-        return "uint16" if len(self.tokenizer) <= 1 << 16 else "uint32"
+        """The smallest type that holds every token id of the model."""
+        return "uint16" if self.vocabulary <= 1 << 16 else "uint32"
+
+    def refuse_unknown(self, ids: Sequence[int]) -> None:
+        """Refuse tokens that the model has no entry for.
+
+        Raises:
+            ModelError: there is one.
+        """
+        if (token := max(ids, default=0)) >= self.vocabulary:
+            message = f"the tokenizer gives the token {token}, and the model has {self.vocabulary} entries"
+            raise ModelError(message, at="model.name", hint="this is the tokenizer of another model")
 
     def key(self) -> str:
         """A hash of all that decides the rows of a text."""
-        facts = [FORMAT, self.context, self.specials.prefix, self.specials.suffix]
+        facts = [FORMAT, self.dtype, self.context, self.specials.prefix, self.specials.suffix]
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         return digest.hexdigest()
@@ -123,21 +133,25 @@ def open_corpus(texts: Sequence[Texts], heldout: Texts | float, cut: Cut, folder
 
     Raises:
         DataError: the texts hold no documents, or the share takes them all.
+        ModelError: a token, or a special one, that the model has no entry for.
         RunError: the folder holds the rows of other texts.
     """
+    cut.refuse_unknown([*cut.specials.prefix, *cut.specials.suffix])
     key = _key(texts, heldout, cut)
     if not (folder / INDEX).exists():
         _build(texts, heldout, cut, folder, key)
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or index.get("key") != key:
-        hint = "restore the texts and the tokenizer, or choose another --out"
-        raise RunError("the texts are not those that this training began with", at=str(folder), hint=hint)
+        hint = "restore the texts, the tokenizer and the settings of data, or choose another --out"
+        raise RunError(
+            "the texts, or how they are read, are not those that this training began with", at=str(folder), hint=hint
+        )
     return Corpus(*(Rows(folder, name, cut.dtype, Facts(**index[name])) for name in (TRAIN, HELDOUT)))
 
 
 def _key(texts: Sequence[Texts], heldout: Texts | float, cut: Cut) -> str:
-    held = heldout if isinstance(heldout, float) else heldout.sha256
-    facts = [[text.sha256 for text in texts], held, cut.key()]
+    held = heldout if isinstance(heldout, float) else heldout.key
+    facts = [[text.key for text in texts], held, cut.key()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -193,8 +207,12 @@ def _parts(texts: Iterable[Texts]) -> Iterator[str]:
 
 
 def _fingerprint(text: str) -> int:
-    """64 bits of the text's hash: where it lies between 0 and 2**64 decides whether it is held out."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    """64 bits of the words' hash: where it lies between 0 and 2**64 decides whether the text is held out.
+
+    White space does not count: a copy with another line end is the same text.
+    """
+    words = " ".join(text.split())
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
 
 
 class _Sheet:
@@ -232,14 +250,12 @@ class _Sheet:
         offsets = encoded["offset_mapping"] if bare else [None] * len(self._waiting)
         for text, ids, places in zip(self._waiting, encoded["input_ids"], offsets, strict=True):
             if ids:
+                self._cut.refuse_unknown(ids)
                 self._document(np.array(ids, self._cut.dtype))
                 self.facts.bytes += len((text[places[0][1] :] if places else text).encode())
         self._waiting = []
 
     def _document(self, ids: np.ndarray) -> None:
-        if ids.max() >= self._cut.vocabulary:
-            message = f"the tokenizer gives the token {ids.max()}, and the model has {self._cut.vocabulary} entries"
-            raise ModelError(message, at="model.name", hint="this is the tokenizer of another model")
         prefix, suffix = (np.array(part, ids.dtype) for part in (self._cut.specials.prefix, self._cut.specials.suffix))
         windows = list(windows_of(len(ids), self._cut.capacity, self._overlap))
         for start, first, end in windows:

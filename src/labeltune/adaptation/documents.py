@@ -1,13 +1,18 @@
-"""Text as documents: paragraphs parted by empty lines in text files, rows in data files, never held whole."""
+"""Text as documents: paragraphs parted by empty lines in text files, rows in data files, never held whole.
+
+A folder is its files, each read as if it were named alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from labeltune.data.datasets import open_dataset
-from labeltune.data.readers import PREFIX, SUFFIXES
+from labeltune.data.readers import PREFIX, SUFFIXES, is_saved
 from labeltune.data.readers.lines import Lines, no_such, uncompressed_name
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
@@ -21,27 +26,64 @@ _TABLES = {*SUFFIXES, ".json", ".csv", ".tsv"}
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents that can be read as often as you like. sha256: of the file, or the name of what is no file."""
+    """Documents that can be read as often as you like.
+
+    key: a hash of the file (of what is no file, its name) and of the settings that decide what is read in it.
+    """
 
     name: str
-    sha256: str
+    key: str
     documents: Callable[[], Iterator[str]]
     said: tuple[str, ...] = ()
 
 
-def open_texts(source: str, config: DataConfig) -> Texts:
-    """A text file, a data file or folder, or `hf:owner/name`; `config` says which column of data holds the text.
+def open_texts(source: str, config: DataConfig, quarantine: Path | None = None) -> Texts:
+    """A text file, a data file, a folder of both, or `hf:owner/name`; `config` says which column of rows is the text.
+
+    A saved dataset is a folder, too, but its rows are read. quarantine: rows that cannot be used are added to it.
 
     Raises:
-        DataError: there is no such thing, it is empty, or its text column cannot be told.
+        DataError: there is no such thing, it is empty, its text column cannot be told, or one that is set is not there.
     """
     path = Path(source).expanduser()
+    if not source.startswith(PREFIX) and path.is_dir() and not is_saved(path):
+        return _joined(source, [open_texts(str(file), config, quarantine) for file in _files(path)])
     if _is_table(source, path):
-        rows = open_dataset(source, config, None, labelled=False, name="train")
-        return Texts(source, rows.sha256 or source, lambda: (row.text for row in rows), rows.said)
+        rows = open_dataset(
+            source,
+            config,
+            None,
+            labelled=False,
+            name="train",
+            quarantine=quarantine,
+            strict=True,
+            add=quarantine is not None,
+        )
+        key = _key(rows.sha256 or source, asdict(rows.columns), config.columns, config.normal_form)
+        return Texts(source, key, lambda: (row.text for row in rows), rows.said)
     if not path.exists():
         raise no_such(path)
     return Texts(source, sha256_file(path), lambda: read_documents(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, by name, hidden ones excepted."""
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    found = [folder / path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    if not found:
+        raise DataError("there is no file in this folder", at=str(folder), hint="name files, or a folder with some")
+    return found
+
+
+def _joined(source: str, parts: Sequence[Texts]) -> Texts:
+    """Several texts as one, in order."""
+    said = tuple(sentence for part in parts for sentence in part.said)
+    key = _key(*(part.key for part in parts))
+    return Texts(source, key, lambda: (text for part in parts for text in part.documents()), said)
+
+
+def _key(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _is_table(source: str, path: Path) -> bool:
@@ -49,12 +91,12 @@ def _is_table(source: str, path: Path) -> bool:
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a text file: lines up to an empty one, or up to `LONGEST` characters.
+    """The documents of a text file: lines up to an empty one, or up to `LONGEST` characters; a huge line in parts.
 
     Raises:
         DataError: the file is cut off, is not UTF-8, or holds NUL characters; its address names the line.
     """
-    with Lines(path, path.name) as lines:
+    with Lines(path, path.name, divide=True) as lines:
         held: list[str] = []
         size = 0
         for line in lines:

@@ -13,10 +13,11 @@ from labeltune.adaptation.settings import Adaptation
 from labeltune.config import put
 from labeltune.data.readers import PREFIX
 from labeltune.errors import RunError, SettingsError, nearest
+from labeltune.folder import contradicts
+from labeltune.model.settings import MINI
+from labeltune.run import ADAPTATION
 from labeltune.settings import build
 from labeltune.storage import write_atomic
-
-SETTINGS = "adapt.toml"
 
 PATHS = ("adapt.texts", "adapt.heldout", "adapt.from_config", "adapt.tokenizer", "model.name")
 READ = {
@@ -41,15 +42,16 @@ def gather(base: str | Path | None, flags: Mapping[str, Any], settings: Mapping[
     """
     tree = _read(Path(base)) if base else {}
     for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
-        put(tree, name, _absolute(value, Path.cwd()) if name in PATHS else value)
+        put(tree, name, _placed(name, value, Path.cwd()) if name in PATHS else value)
     config = build(Adaptation, tree, at=str(base or ""))
+    _refuse_settings_as_text(config.adapt.texts)
     _refuse_unread(config)
     return config
 
 
 def read(folder: Path) -> Adaptation:
     """The settings that a folder was begun with."""
-    return build(Adaptation, _read(folder / SETTINGS), at=str(folder / SETTINGS))
+    return build(Adaptation, _read(folder / ADAPTATION), at=str(folder / ADAPTATION))
 
 
 def write(folder: Path, config: Adaptation) -> None:
@@ -57,7 +59,7 @@ def write(folder: Path, config: Adaptation) -> None:
     tree = config.model_dump(mode="json", exclude_none=True)
     for section, names in READ.items():
         tree[section] = {name: value for name, value in tree[section].items() if name in names}
-    write_atomic(folder / SETTINGS, tomli_w.dumps(tree))
+    write_atomic(folder / ADAPTATION, tomli_w.dumps(tree))
 
 
 def same_as_before(config: Adaptation, before: Adaptation, folder: Path) -> Adaptation:
@@ -68,7 +70,7 @@ def same_as_before(config: Adaptation, before: Adaptation, folder: Path) -> Adap
     """
     was = _flat(before)
     for name, value in _flat(config, given=True).items():
-        if was.get(name) != value:
+        if contradicts(was.get(name), value):
             message = f"{name} was {was.get(name)!r} when this training began and is {value!r} now"
             raise RunError(message, at=str(folder), hint="leave it out, or choose another --out")
     return before
@@ -85,8 +87,24 @@ def _read(path: Path) -> Tree:
         section, key = name.split(".")
         values = tree.get(section)
         if isinstance(values, dict) and key in values:
-            values[key] = _absolute(values[key], path.parent)
+            values[key] = _placed(name, values[key], path.parent)
     return tree
+
+
+def refuse_hidden(config: Adaptation, folder: Path) -> None:
+    """Refuse an output folder that would hide the model: by its name the hub's would no longer be found.
+
+    Raises:
+        SettingsError: the folder has the name of the hub's model.
+    """
+    name = config.model.name
+    if name not in (None, MINI) and Path(name).resolve() == folder.resolve():
+        raise SettingsError("has the name of the model", at=f"--out {folder}", hint="choose another --out")
+
+
+def _placed(name: str, value: Any, folder: Path) -> Any:
+    """A path setting with its paths made absolute; `mini` is the bundled model, whatever lies beside it."""
+    return value if (name, value) == ("model.name", MINI) else _absolute(value, folder)
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -97,6 +115,13 @@ def _absolute(value: Any, folder: Path) -> Any:
         path = folder / Path(value).expanduser()
         return str(path.resolve()) if path.exists() else str(value)
     return value
+
+
+def _refuse_settings_as_text(texts: Sequence[str]) -> None:
+    for text in texts:
+        if text.endswith(".toml"):
+            hint = "give it alone, and the texts by --set adapt.texts='[…]'; from Python, config="
+            raise SettingsError("holds settings, and is no text to train on", at=text, hint=hint)
 
 
 def _refuse_unread(config: Adaptation) -> None:

@@ -34,7 +34,7 @@ class AdaptConfig(Settings):
     epochs: Annotated[float, Field(gt=0)] = 1
     """Passes over the text."""
     tokens: Annotated[int, Field(ge=1)] | None = None
-    """Training tokens in all, instead of epochs."""
+    """Training tokens, up to one step more, instead of epochs."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of AdamW [hidden size H: 2e-5 · 4096 / H, adapter 2e-4 · (4096 / H)^½, fresh model 1 / 2H]."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None

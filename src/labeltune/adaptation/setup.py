@@ -56,14 +56,16 @@ class Setup:
         return _key(self.config.adapt)
 
 
-def set_up(config: Adaptation, folder: Path) -> Setup:
+def set_up(config: Adaptation, folder: Path, quarantine: Path | None = None) -> Setup:
     """Read the text into `folder`, load or build the model, and settle every open choice.
+
+    quarantine: takes the rows that cannot be used, where the settings say so.
 
     Raises:
         LabeltuneError: bad text, a model that cannot do it, impossible settings.
     """
     _refuse_contradictions(config)
-    texts, heldout = _open(config)
+    texts, heldout = _open(config, quarantine)
     if config.adapt.threads is not None:
         torch.set_num_threads(config.adapt.threads)
     tokenizer = load_tokenizer(config.model, tokenizer_folder(config.adapt))
@@ -71,14 +73,18 @@ def set_up(config: Adaptation, folder: Path) -> Setup:
     config = settle(config, causal)
     directions = causal.backbone.policy(config.model.unmask or "")
     selfcheck = check(causal.backbone, directions)
-    corpus = open_corpus(texts, heldout, _cut(config, tokenizer, causal), folder)
+    objective = OBJECTIVES[config.adapt.objective]
+    cut, mask_token = _cut(config, tokenizer, causal), mask_token_of(config.adapt, tokenizer)
+    if not objective.whole:
+        cut.refuse_unknown([mask_token])
+    corpus = open_corpus(texts, heldout, cut, folder)
     adapter, attached = _adapter(config, causal)
     reader = Reader(
         causal,
-        OBJECTIVES[config.adapt.objective],
+        objective,
         directions,
         mask_share=config.adapt.mask_share,
-        mask_token=mask_token_of(config.adapt, tokenizer),
+        mask_token=mask_token,
         autocast=_autocast(config, causal),
         attached=attached,
     )
@@ -90,12 +96,12 @@ def set_up(config: Adaptation, folder: Path) -> Setup:
 # Text
 
 
-def _open(config: Adaptation) -> tuple[list[Texts], Texts | float]:
+def _open(config: Adaptation, quarantine: Path | None) -> tuple[list[Texts], Texts | float]:
     if not config.adapt.texts:
         raise SettingsError("no text is named", at="adapt.texts", hint="labeltune adapt TEXT… --model M --out FOLDER")
     held = config.adapt.heldout
-    texts = [open_texts(source, config.data) for source in config.adapt.texts]
-    return texts, float(held) if isinstance(held, float | int) else open_texts(held, config.data)
+    texts = [open_texts(source, config.data, quarantine) for source in config.adapt.texts]
+    return texts, float(held) if isinstance(held, float | int) else open_texts(held, config.data, quarantine)
 
 
 def _cut(config: Adaptation, tokenizer: PreTrainedTokenizerBase, causal: Causal) -> Cut:

@@ -217,6 +217,8 @@ class _Search:
 
     def unlabelled(self, kind: str | None) -> Columns:
         """Tokens where the rows give them to a tagger, else the text; labels are not looked at."""
+        for role in ("text", "tokens"):
+            self._set(role)  # to refuse one that is not there, even where the other is read
         if kind == TAGS:
             tokens = self._set("tokens") or next(iter(self._like(TOKEN_COLUMNS, _is_word_list)), None)
             if tokens:

@@ -181,22 +181,25 @@ def open_dataset(
     base: Path = Path(),
     quarantine: Path | None = None,
     split: str | None = None,
+    strict: bool = False,
+    add: bool = False,
 ) -> Dataset:
     """Open new rows for a trained model: `config` is the run's; columns that are not there are guessed anew.
 
     labelled: whether every row must carry its label (evaluate) or none is looked at (predict).
+    strict: refuse rows that lack a column which `config` names, instead. add: to the quarantine, which several share.
     split: of a data set with several; None is the one called `name`.
 
     Raises:
         DataError: a row, a file, or columns that cannot be told.
     """
-    with _quarantine(quarantine, base) as bin_:
+    with _quarantine(quarantine, base, add=add) as bin_:
         loading = _Loading(config, kind_of(task), base, bin_, None)
-        return loading.open(loading.source(source, name, split), name, labelled=labelled, strict=False)
+        return loading.open(loading.source(source, name, split), name, labelled=labelled, strict=strict)
 
 
-def _quarantine(path: Path | None, base: Path) -> AbstractContextManager[Quarantine]:
-    return Quarantine(path or base / QUARANTINE, replace_old=path is not None)
+def _quarantine(path: Path | None, base: Path, *, add: bool = False) -> AbstractContextManager[Quarantine]:
+    return Quarantine(path or base / QUARANTINE, replace_old=path is not None, add=add)
 
 
 class _Loading:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 import numpy as np
 
@@ -63,10 +63,14 @@ class Survey:
 
 
 class Quarantine:
-    """A file that takes the rows that cannot be used, with their reasons; made at the first of them."""
+    """A file that takes the rows that cannot be used, with their reasons; made at the first of them.
 
-    def __init__(self, path: Path, *, replace_old: bool) -> None:
-        self.path, self._replace = path, replace_old
+    replace_old, add: what becomes of one that is there already, which else is refused.
+    """
+
+    def __init__(self, path: Path, *, replace_old: bool = False, add: bool = False) -> None:
+        self.path = path
+        self._mode: Literal["a", "w", "x"] = "a" if add else "w" if replace_old else "x"
         self._file: TextIO | None = None
 
     def __enter__(self) -> Self:
@@ -86,7 +90,7 @@ class Quarantine:
 
     def _opened(self) -> TextIO:
         try:
-            return self.path.open("w" if self._replace else "x", encoding="utf-8")
+            return self.path.open(self._mode, encoding="utf-8")
         except FileExistsError:
             hint = "look at it, then move it away"
             raise DataError("an earlier quarantine is already there", at=str(self.path), hint=hint) from None

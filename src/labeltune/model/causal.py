@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.keys import Key
@@ -56,6 +57,12 @@ class Causal:
         positions = position_ids.unsqueeze(0) + position_start(self.backbone.config)
         words = {"position_ids": positions, attention.LAYOUT: layout}
         return self._call(input_ids.unsqueeze(0), layout, at, words).squeeze(0).float()
+
+    @torch.no_grad()
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round the weights to what `save` writes in `dtype`; they stay in the dtype that they have."""
+        for weight in self.model.parameters():
+            weight.copy_(weight.to(dtype))
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a plain Hugging Face folder, its weights in `dtype`.
@@ -173,7 +180,9 @@ def _beside(
 
 def _read_json(path: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no object")
         kind = facts.pop("model_type")
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         with quietly():
@@ -198,7 +207,10 @@ def _no_config(path: Path, error: Exception) -> SettingsError:
 def _refuse_other_kind(config: PretrainedConfig, at: str, masked: bool) -> None:
     encoder = family_of(config.get_text_config()).encoder
     if masked and not encoder:
-        hint = "choose an encoder (bert, roberta, modernbert, …), or adapt.objective = 'mntp'"
+        hint = "choose an encoder (bert, roberta, modernbert, …)"
+        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise ModelError(f"labeltune does not know {config.model_type} as an encoder", at=at, hint=hint)
+        hint += ", or adapt.objective = 'mntp'"
         raise ModelError(f"{config.model_type} fills in no hidden token at its own place", at=at, hint=hint)
     if not masked and (config.is_encoder_decoder or encoder):
         raise ModelError(

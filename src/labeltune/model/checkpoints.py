@@ -36,9 +36,8 @@ from labeltune.model import attention
 from labeltune.model.anatomy import find_blocks
 from labeltune.model.families import context_of, family_of
 from labeltune.model.lora import hush_bitsandbytes
-from labeltune.model.settings import ModelConfig
+from labeltune.model.settings import MINI, ModelConfig
 
-MINI = "mini"
 SHORT = (torch.bfloat16, torch.float16)
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,15 +52,15 @@ UNREADABLE = (
 
 def load_tokenizer(config: ModelConfig, folder: Path | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's own fast tokenizer, or that of `folder`: one that knows the characters each token came from."""
-    name = resolve(config) if folder is None else str(folder)
-    folder = Path(name)
-    if folder.is_dir() and not any(match for pattern in _VOCABULARIES for match in folder.glob(pattern)):
-        raise ModelError(f"{name} holds no tokenizer", at=named(config), hint="copy the model's tokenizer files there")
+    name, at = (resolve(config), named(config)) if folder is None else (str(folder), str(folder))
+    place = Path(name)
+    if place.is_dir() and not any(match for pattern in _VOCABULARIES for match in place.glob(pattern)):
+        raise ModelError(f"{name} holds no tokenizer", at=at, hint="copy the model's tokenizer files there")
     try:
         with quietly():
             tokenizer = _read_tokenizer(name, config)
     except UNREADABLE as error:
-        raise _unreadable("the tokenizer", name, config, error) from error
+        raise _unreadable("the tokenizer", name, at, error) from error
     if not tokenizer.is_fast:
         hint = "convert it to a tokenizer.json"
         raise ModelError(f"the tokenizer of {name} cannot say which characters a token came from", hint=hint)
@@ -146,7 +145,7 @@ def read_config(name: str, config: ModelConfig) -> PretrainedConfig:
             read: Callable[..., PretrainedConfig] = AutoConfig.from_pretrained
             return read(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except UNREADABLE as error:
-        raise _unreadable("the model", name, config, error) from error
+        raise _unreadable("the model", name, named(config), error) from error
 
 
 def read_body(
@@ -236,7 +235,7 @@ def _read_as(
             **words,
         )
     except UNREADABLE as error:
-        raise _unreadable("the model", name, config, error) from error
+        raise _unreadable("the model", name, named(config), error) from error
     if config.quantization == "none":
         model.to(device)
     return model, _faults(info, find_blocks(_body(model), stock.get_text_config(), name))
@@ -279,7 +278,7 @@ def _quantization(config: ModelConfig, device: torch.device) -> BitsAndBytesConf
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def _unreadable(what: str, name: str, config: ModelConfig, error: BaseException) -> ModelError:
+def _unreadable(what: str, name: str, at: str, error: BaseException) -> ModelError:
     """The library's complaint as one sentence, with the way out that fits it."""
     text = " ".join(str(error).split()) or type(error).__name__
     hint = "check model.name and model.revision; without network, name a folder"
@@ -289,7 +288,7 @@ def _unreadable(what: str, name: str, config: ModelConfig, error: BaseException)
         hint = "if you trust its authors, set model.trust_remote_code = true"
     elif Path(name).is_dir():
         hint = "the folder is incomplete or damaged: download it again"
-    return ModelError(f"{what} cannot be read: {text[:300]}", at=named(config), hint=hint)
+    return ModelError(f"{what} cannot be read: {text[:300]}", at=at, hint=hint)
 
 
 def folder_of(source: str, revision: str | None) -> Path | None:

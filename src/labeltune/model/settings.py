@@ -10,6 +10,9 @@ from labeltune.model.heads import HEAD_KINDS
 from labeltune.model.pooling import POOLINGS
 from labeltune.settings import Settings, one_of
 
+MINI = "mini"
+"""The name of the bundled backbone."""
+
 POOL_ON = ("hidden", "logits")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 QUANTIZATIONS = ("none", "int8", "nf4")

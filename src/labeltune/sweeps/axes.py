@@ -166,7 +166,7 @@ def resolved(table: Any, folder: Any) -> Any:
     if not isinstance(table, dict):
         return table
     return {
-        name: [beside(folder, one) for one in value] if name in PATHS and isinstance(value, list) else value
+        name: [beside(folder, one, name) for one in value] if name in PATHS and isinstance(value, list) else value
         for name, value in table.items()
     }
 

@@ -24,12 +24,12 @@ from labeltune.config import Config, gather, make, put, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.facts import Listener, Said, quiet
 from labeltune.fitting import threads
-from labeltune.folder import claimed, keep_rows
+from labeltune.folder import claimed, keep_rows, refuse_inside
 from labeltune.interrupt import Interrupted, Stop, graceful
 from labeltune.job import final_evaluation, prepare
 from labeltune.ledger import Ledger
 from labeltune.predict import answering
-from labeltune.run import METRICS, SPLITS, WORK, open_run, refuse_existing
+from labeltune.run import METRICS, SPLITS, SWEEP, WORK, open_run, refuse_existing, refuse_others
 from labeltune.settings import build
 from labeltune.storage import read_json, sha256_file, write_atomic, write_json
 from labeltune.sweeps.axes import Grid, Point, grids_of, resolved
@@ -44,7 +44,7 @@ from labeltune.sweeps.trials import ENDED, SCORED, TRIALS, Result, Spec, read_re
 from labeltune.tasks import Calibration, Task
 from labeltune.training.distributed import asked_for
 
-FILE, DONE = "sweep.toml", "sweep.json"
+DONE = "sweep.json"
 COLUMNS = ("labeltune", "hpprc")
 COUNTED_EVERY = 5.0
 """Seconds between two notes of the minutes used."""
@@ -97,10 +97,11 @@ def sweep(
     if resume:
         _refuse_another(folder, base, config)
     else:
-        refuse_existing(folder)
-    with claimed(folder, FILE), threads(base.train.threads), graceful() as stop:
+        refuse_existing(folder, "sweep")
+        refuse_inside(folder, (base.data.train, base.data.dev, base.data.test))
+    with claimed(folder, SWEEP), threads(base.train.threads), graceful() as stop:
         work = _Work(folder, base, config, grids, listen, stop, snapshot_seconds)
-        write_atomic(folder / FILE, _to_toml(base, config))
+        write_atomic(folder / SWEEP, _to_toml(base, config))
         try:
             return work.run(columns, test_all)
         except Interrupted:
@@ -148,7 +149,8 @@ def _to_toml(base: Config, config: SweepConfig) -> str:
 
 
 def _refuse_another(folder: Path, base: Config, config: SweepConfig) -> None:
-    path = folder / FILE
+    refuse_others(folder, "sweep")
+    path = folder / SWEEP
     if not path.exists():
         raise RunError("there is no sweep to go on with", at=str(folder), hint="leave --resume out")
     if path.read_text(encoding="utf-8") != _to_toml(base, config):

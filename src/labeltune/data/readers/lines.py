@@ -16,7 +16,7 @@ import zstandard
 from labeltune.errors import DataError, nearest
 
 LONGEST = 64 * 1024 * 1024
-"""Bytes in one line; more is no text file of rows."""
+"""Bytes in one line; more is no text file of rows, and of a text is read in parts."""
 
 COMPRESSIONS = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 """Suffix -> the bytes such a file begins with."""
@@ -121,10 +121,12 @@ class Lines(Iterator[str]):
     """The lines of a file with their line ends. `number` is the last line's, counted from 1.
 
     A line that is not UTF-8 comes with its bytes escaped, and `take_fault` says which byte it was.
+    divide: give a line of more than `LONGEST` bytes in parts, cut behind a space where there is one, under one number.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, *, divide: bool = False) -> None:
         self.name, self.number = name, 0
+        self._divide, self._rest, self._ended = divide, b"", True
         self._fault: DataError | None = None
         self._file = open_bytes(path, name)
 
@@ -143,9 +145,10 @@ class Lines(Iterator[str]):
         line = self._read()
         if not line:
             raise StopIteration
-        self.number += 1
-        if self.number == 1:
+        self.number += self._ended
+        if self.number == 1 and self._ended:
             line = self._without_bom(line)
+        self._ended = line.endswith(b"\n")
         try:
             return line.decode()
         except UnicodeDecodeError as error:
@@ -159,9 +162,10 @@ class Lines(Iterator[str]):
 
     def _read(self) -> bytes:
         try:
-            line = self._file.readline(LONGEST + 1)
+            line = self._rest + self._file.readline(LONGEST + 1 - len(self._rest))
         except BROKEN as error:
             raise _unreadable(error, self.name, self.number) from None
+        line, self._rest = _divided(line) if self._divide and len(line) > LONGEST else (line, b"")
         if len(line) > LONGEST:
             hint = "rows stand on lines of their own; is this another format?"
             raise DataError("this line is longer than 64 MiB", at=f"{self.name}:{self.number + 1}", hint=hint)
@@ -171,6 +175,14 @@ class Lines(Iterator[str]):
         if line.startswith(_UTF16):
             raise _utf16(self.name)
         return line.removeprefix(_BOM)
+
+
+def _divided(line: bytes) -> tuple[bytes, bytes]:
+    """Too many bytes of a line in two parts, cut behind the last space, or else between two characters."""
+    end = line.rfind(b" ", 0, -1) + 1 or len(line) - 1
+    while end > 1 and line[end] & 0xC0 == 0x80:  # inside a character
+        end -= 1
+    return line[:end], line[end:]
 
 
 def read_whole(path: Path, at: str) -> tuple[str, DataError | None]:
