@@ -1,11 +1,13 @@
 """A server's answers are those of offline prediction, however requests are mixed."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import labeltune
 from labeltune.answers import answer_fields
@@ -93,3 +95,26 @@ def test_tokens_of_a_tagger_come_back_with_the_text_that_spans_count_in(served: 
     (answer,) = served.client.post("/runs/names/predict", json=asked).json()["predictions"]
     assert answer["text"] == "then Bob sang"
     assert all(answer["text"][s["start"] : s["end"]] == s["text"] for s in answer["spans"])
+
+
+def test_a_pass_for_which_memory_runs_out_is_gone_before_its_halves(runs: dict[str, Path], start: Start) -> None:
+    class Activations:
+        pass
+
+    alive: list[int] = []
+    held: list[weakref.ref[Activations]] = []
+
+    def weigh(module: object, args: tuple[object, ...], words: dict[str, torch.Tensor]) -> None:
+        alive.append(sum(ref() is not None for ref in held))
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if words["input_ids"].numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with start({"moods": runs["moods"]}) as running:
+        expected = running.client.post("/runs/moods/predict", json={"texts": sentences(9)[:8]}).json()
+        hook = running.server.fleet.engines[0].backbone.model.register_forward_pre_hook(weigh, with_kwargs=True)
+        found = running.client.post("/runs/moods/predict", json={"texts": sentences(9)[:8]}).json()
+        hook.remove()
+    assert [one["label"] for one in found["predictions"]] == [one["label"] for one in expected["predictions"]]
+    assert len(alive) > 2 and not any(alive)

@@ -288,26 +288,34 @@ class Engine:
 
     def _answer(self, texts: list[_Text]) -> None:
         """One pass; if it fails, its halves, so that a text that cannot be answered harms no other."""
+        if not self._settled(texts):
+            half = len(texts) // 2
+            self._answer(texts[:half])
+            self._answer(texts[half:])
+
+    def _settled(self, texts: list[_Text]) -> bool:
+        """Whether the texts have their answers, or the only one its error.
+
+        Halves are not tried in here: as long as an error is handled, its frames hold all that the failed pass held.
+        """
         try:
             with BUSY:
                 start = time.perf_counter()  # waiting for others is not this engine's speed
                 self._pass(texts)
                 seconds = time.perf_counter() - start
         except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited; the thread must live on
-            if len(texts) == 1:
-                texts[0].ticket.fail(error)
-                with self._changed:
-                    self._running = 0
-                return
-            half = len(texts) // 2
-            self._answer(texts[:half])
-            self._answer(texts[half:])
-            return
+            if len(texts) > 1:
+                return False
+            texts[0].ticket.fail(error)
+            with self._changed:
+                self._running = 0
+            return True
         tokens = sum(text.tokens for text in texts)
         with self._changed:
             self._speed.note(tokens, seconds)
             self._running = 0
         self._hear(Pass(len(texts), tokens, seconds, len({id(text.ticket.hosted) for text in texts})))
+        return True
 
     def _pass(self, texts: list[_Text]) -> None:
         assert self._model is not None, "a request is submitted for an admitted run alone"
