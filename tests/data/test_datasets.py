@@ -355,3 +355,11 @@ def test_labels_in_brackets_are_labels_and_half_a_list_is_refused(tmp_path):
     numpys = [{"text": f"row {n}", "label": "['a' 'b']"} for n in range(40)]
     with pytest.raises(DataError, match="is no list of labels"):
         load(DataConfig(dev=0.2), "multilabel", data=numpys)
+
+
+def test_tokens_that_are_named_are_read_beside_a_text_that_is_not():
+    rows = [{"text": f"A text {n}.", "tokens": ["some", "tokens", str(n)], "label": "xy"[n % 2]} for n in range(20)]
+    assert load(DataConfig(dev=0.2), None, data=rows).train.columns.text == "text"
+    loaded = load(DataConfig(dev=0.2, tokens="tokens"), None, data=rows)
+    assert next(iter(loaded.train)).text.startswith("some tokens")
+    assert opened(rows, labelled=False, tokens="tokens")[0].text == "some tokens 0"

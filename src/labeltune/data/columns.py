@@ -232,8 +232,11 @@ class _Search:
             text = self._set("text")
             template = self._template(text)
             return replace(columns, template=template, text=text if template is None else self._labelled_field(columns))
-        if not self._set("text") and (pair := self._titled()):
-            return replace(columns, template=f"{{{pair[0]}}}\n{{{pair[1]}}}")
+        if not self._set("text"):
+            if tokens and (named := self._set("tokens")):
+                return replace(columns, tokens=named)
+            if pair := self._titled():
+                return replace(columns, template=f"{{{pair[0]}}}\n{{{pair[1]}}}")
         if text := self._only("text", TEXTS, _is_text):
             return replace(columns, text=text)
         words = self._only("tokens", TOKEN_COLUMNS, _is_words) if tokens else None
