@@ -207,4 +207,5 @@ class _Update:
 @lru_cache(maxsize=64)
 def _column(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Numbers per slice as (K, 1, 1), copied to the device once."""
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+    with torch.inference_mode(False):  # the cache may serve a training step later
+        return torch.tensor(values, device=device).view(-1, 1, 1)
