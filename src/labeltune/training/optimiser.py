@@ -74,7 +74,7 @@ class Masters(torch.optim.AdamW):
         state = {index: dict(values) for index, values in found["state"].items()}
         for index, (parameter, master) in enumerate(self._pairs):
             if parameter is not master and index in state:
-                state[index][MASTER] = master.clone()
+                state[index][MASTER] = master
         return {**found, "state": state}
 
     @torch.no_grad()
