@@ -77,7 +77,7 @@ def with_parts(page: str) -> str:
 
 def _parameter(parameter: Any) -> str:
     """`DATA` for an argument, `--out` for an option."""
-    name = parameter.opts[0]
+    name = " / ".join([parameter.opts[0], *parameter.secondary_opts])
     if parameter.param_type_name == "argument":
         name = name.upper() + ("…" if parameter.nargs == -1 else "")
     return f"`{name}`" + (" (required)" if parameter.required else "")

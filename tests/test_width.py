@@ -17,6 +17,7 @@ from pyarrow import Table
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import labeltune
@@ -27,6 +28,7 @@ from labeltune.errors import DataError
 from labeltune.facts import Said
 from labeltune.model.lora import Adapter
 from labeltune.recipe import MAIN, draft_recipe
+from labeltune.training.settings import default_lr
 
 COLOURS = ("blue", "green", "red")
 ROWS = [{"text": f"the {colour} thing number {n}", "label": colour} for colour in COLOURS for n in range(8)]
@@ -410,3 +412,13 @@ def test_a_platform_that_was_never_tried_is_named():
     assert untested(torch.device("cpu"), "Linux") is None and untested(torch.device("cuda", 0), "Linux") is None
     assert "mps on Darwin" in untested(torch.device("mps"), "Darwin")
     assert "cpu on Windows" in untested(torch.device("cpu"), "Windows")
+
+
+def test_a_draft_shows_the_learning_rate_of_the_backbone_at_hand(tmp_path, tiny_folder):
+    data = write_jsonl(tmp_path / "rows.jsonl", ROWS[:24])
+    rates = [
+        next(line for line in draft_recipe(data, model=model).splitlines() if line.startswith("# lr = "))
+        for model in ("mini", str(tiny_folder), "owner/name")
+    ]
+    assert rates[0].startswith("# lr = 0.0032") and rates[2].startswith("# lr = 0.0002")
+    assert rates[1].startswith(f"# lr = {default_lr(AutoConfig.from_pretrained(tiny_folder).hidden_size, full=False)}")

@@ -285,7 +285,9 @@ def predict(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[str, typer.Option("--to", help="transformers, hub, peft, onnx, openvino.")],
-    folder: Annotated[Path | None, typer.Option("--out", help="The new folder [RUN/exports/FORMAT].")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The new folder [RUN/exports/FORMAT, or FORMAT-DTYPE].")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Where the dev rows' file lies now.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32; bf16 (transformers); int8 (onnx).")] = "fp32",
     repo: Annotated[str | None, typer.Option("--repo", help="owner/name on the hub to push to (--to hub).")] = None,

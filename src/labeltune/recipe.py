@@ -15,9 +15,11 @@ from labeltune.config import Config, describe, gather
 from labeltune.data.datasets import Loaded, load
 from labeltune.errors import SettingsError
 from labeltune.losses import LOSSES
+from labeltune.model.checkpoints import read_config, resolve
+from labeltune.model.settings import MINI, ModelConfig
 from labeltune.tasks import Task
 from labeltune.training.schedule import LEAST_EPOCHS, scheduled
-from labeltune.training.settings import LR, TrainConfig
+from labeltune.training.settings import LR, TrainConfig, default_lr
 
 MAIN: Mapping[str, str] = {
     "data": "train dev test columns text label tokens tags spans group label_names label_order template normal_form "
@@ -78,7 +80,7 @@ def _flat(tree: Mapping[str, Any]) -> Values:
 def _lines(values: Values, loaded: Loaded, task: Task) -> Iterator[str]:
     yield from _head(str(values["data.train"]))
     meanings = {name: meaning for name, _, _, meaning in describe()}
-    open_choices = _open_choices(task) | _length(values, len(loaded.train))
+    open_choices = _open_choices(task, str(values["model.name"])) | _length(values, len(loaded.train))
     yield from _setting("task", values["task"], meanings["task"])
     for section, shown in MAIN.items():
         yield from ("", f"[{section}]")
@@ -118,15 +120,24 @@ def _found(loaded: Loaded, task: Task) -> Iterator[str]:
         yield from _comment(f"{len(names)} labels in training: {', '.join(names[:LABELS_SHOWN])}{more}")
 
 
-def _open_choices(task: Task) -> Values:
+def _rate(model: str) -> float:
+    """The default learning rate of a backbone at hand; of one on the hub, whose size is not known here, a 7B one's."""
+    if model != MINI and not Path(model).is_dir():
+        return LR
+    config = ModelConfig(name=model)
+    return default_lr(read_config(resolve(config), config).get_text_config().hidden_size, full=False)
+
+
+def _open_choices(task: Task, model: str) -> Values:
     """What a commented line shows: the default; where the code settles it later, that; else an example."""
     config = Config().model_dump(mode="json", exclude_none=True)
+    rate = _rate(model)
     settled = {
         "model.unmask": task.unmask,
         "model.pooling": task.pooling,
         "lora.alpha": config["lora"]["rank"],
-        "train.lr": LR,
-        "train.head_lr": LR,
+        "train.lr": rate,
+        "train.head_lr": rate,
         "train.select": task.select,
         "data.max_tokens": 512,
     }

@@ -22,7 +22,7 @@ class DataConfig(Settings):
     dev: str | dict[str, str] | Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Dev rows: a file, a hub split, or the fraction of the training rows to hold out (stratified, seeded)."""
     test: str | dict[str, str] | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Test rows: a file, a hub split, or a fraction held out like dev; opened only for the final evaluation."""
+    """Test rows: a file, a hub split, or a fraction held out like dev; read for faults first, scored at the end."""
     fold: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = None
     """`2/5`: dev is the second of five parts of the training rows (stratified, seeded), in place of `data.dev`."""
     split_seed: Annotated[int, Field(ge=0)] | None = None

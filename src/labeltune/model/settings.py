@@ -47,7 +47,7 @@ class ModelConfig(Settings):
     quantization: Annotated[str, one_of(QUANTIZATIONS)] = "none"
     """4- or 8-bit storage of the frozen backbone, through bitsandbytes (extra `quantised`)."""
     checkpointing: Annotated[str, one_of(CHECKPOINTING)] = "auto"
-    """Recompute activations in the backward pass: on, off; auto: off unless memory needs it."""
+    """Recompute activations in the backward pass, which takes time and saves memory: on, off; auto is off."""
     recording: Annotated[str, one_of(RECORDING)] = "auto"
     """Record small training passes as CUDA graphs and replay them: auto (16-bit backbones, no checkpointing), off."""
     matmul: Annotated[str, one_of(MATMUL)] = "auto"
