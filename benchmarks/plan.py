@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
         if cells.find(name=setting.name) or (arguments.only and setting.name not in arguments.only):
             continue
         train, dev = written(setting, data, work)
-        random_model: Callable[[], Path] = lambda: backbone("15M", arguments.tokenizer, work)  # noqa: E731
+        random_model: Callable[[], Path] = partial(backbone, "15M", arguments.tokenizer, work)
         model = arguments.model.resolve() if setting.small else random_model()
         fixed = {"train.threads": arguments.threads, "train.device": arguments.device, "train.epochs": 1}
         if setting.kind == "livedoor":

@@ -221,7 +221,11 @@ def test_a_sweep_goes_on_with_its_own_rows_alone(folder: Path, tmp_path: Path, c
 def test_trials_compute_with_the_threads_that_they_record(folder: Path, tmp_path: Path) -> None:
     text = '[sweep.axes]\n"train.threads" = [1, 2]\n'
     before, used = torch.get_num_threads(), []
-    heard = lambda fact: used.append(torch.get_num_threads()) if isinstance(fact, Moved) else None  # noqa: E731
+
+    def heard(fact: object) -> None:
+        if isinstance(fact, Moved):
+            used.append(torch.get_num_threads())
+
     done = sweep(written(folder, text), out=tmp_path / "s", listen=heard)
     assert sorted(set(used)) == [1, 2] and torch.get_num_threads() == before
     settings = [make(read_toml(done.folder / "trials" / n / "config.toml")).train.threads for n in ("0000", "0001")]
