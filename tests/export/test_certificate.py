@@ -16,9 +16,11 @@ from labeltune import load, train
 from labeltune.errors import DataError, RunError, SettingsError
 from labeltune.export.certificate import ParityError, compare
 from labeltune.export.exporting import export
+from labeltune.export.onnx import build
 from labeltune.export.padded import feed
 from labeltune.export.predictor import load as graph
-from labeltune.export.tuned import Answers, NotExpressible
+from labeltune.export.tuned import Answers, NotExpressible, read
+from labeltune.run import open_run
 
 QUICK = {"train.lr": 1e-2, "train.epochs": 1, "train.batch_rows": 8, "train.threads": 1, "lora.rank": 2}
 SIZES = {
@@ -291,3 +293,15 @@ def test_shares_of_a_target_sum_to_one(finished: Path) -> None:
     assert np.allclose(arrays["shares"].sum(1), 1) and arrays["attention_mask"].sum() == sum(
         len(r.tokens) for r in rows
     )
+
+
+@pytest.mark.parametrize(("pooling", "rows"), [("last", 3), ("mean", None)])
+def test_a_graph_computes_the_last_block_for_what_is_read(pooling, rows, small, tiny_folder, tmp_path: Path) -> None:
+    tuned = read(open_run(trained(small, tiny_folder, tmp_path / "run", model__pooling=pooling)))
+    seen: list[int] = []
+    graph = build(tuned)
+    graph.body.layers[-1].mlp.down_proj.register_forward_hook(lambda _, __, out: seen.append(out.shape[:-1].numel()))
+    arrays = {name: torch.from_numpy(array) for name, array in feed(tuned.rows[:3], pooling).items()}
+    logits = graph(**arrays)
+    assert np.allclose(logits, tuned.expected.logits[:3], atol=1e-5)
+    assert seen == [rows or arrays["input_ids"].numel()]

@@ -364,10 +364,11 @@ def test_a_pass_that_ran_out_of_memory_leaves_nothing_behind(tiny_model, documen
 def test_removed_hooks_are_gone(tiny_model) -> None:
     model = tiny_model("llama")
     adapter = adapter_for(wrap(model))
+    before = [len(m._forward_hooks) for m in model.modules()]
     attached = attach(dict(model.named_modules()), [adapter], Slot())
-    hooked = [m for m in model.modules() if m._forward_hooks]
+    added = [len(m._forward_hooks) - b for m, b in zip(model.modules(), before, strict=True)]
     attached.remove()
-    assert len(hooked) == len(adapter.names) and not any(m._forward_hooks for m in model.modules())
+    assert sum(added) == len(adapter.names) and [len(m._forward_hooks) for m in model.modules()] == before
 
 
 # Where it runs

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from labeltune.errors import ModelError
 from labeltune.model.families import family_of, position_start
+from labeltune.model.narrowing import hooked
 
 NAME, SIGHT = "labeltune_padded", "labeltune_sight"
 
@@ -40,14 +41,24 @@ class Graph(nn.Module):
     """
 
     def __init__(
-        self, body: PreTrainedModel, head: nn.Module, *, both: Sequence[bool], pooling: str, pool_on: str
+        self,
+        body: PreTrainedModel,
+        head: nn.Module,
+        *,
+        both: Sequence[bool],
+        pooling: str,
+        pool_on: str,
+        narrowed: Sequence[str] = (),
     ) -> None:
+        """narrowed: modules of the body's last block that compute what is read alone (see `model.narrowing`)."""
         super().__init__()
         AttentionInterface.register(NAME, attend)
         body.set_attn_implementation(NAME)
         self.body, self.head, self.both = body, head, tuple(both)
         self.largest, self.on_logits = pooling == "max", pool_on == "logits"
         self.start = position_start(body.config.get_text_config())
+        self.read: Tensor | None = None
+        hooked(body, narrowed, lambda: self.read)
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, reads: Tensor, shares: Tensor) -> Tensor:
@@ -56,6 +67,7 @@ class Graph(nn.Module):
         words: dict[str, Any] = {SIGHT: Sight(attention_mask.bool(), self.both)}
         if not family_of(self.body.config.get_text_config()).encoder:
             words["use_cache"] = False
+        self.read = reads.flatten()
         values_BTD = self.body(input_ids=input_ids, position_ids=positions, **words)[0].float()
         if self.on_logits:
             values_BTD = self.head(values_BTD)

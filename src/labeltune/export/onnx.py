@@ -21,6 +21,7 @@ from labeltune.export.sessions import ONNX_FILE
 from labeltune.export.tuned import Answers, Tuned, keys
 from labeltune.model.anatomy import find_blocks, truncate
 from labeltune.model.checkpoints import quietly, read_body, read_config, resolve
+from labeltune.model.pooling import ONE_TOKEN
 from labeltune.storage import write_json
 
 OPSET = 20
@@ -127,8 +128,16 @@ def build(tuned: Tuned) -> Graph:
         both=member.directions[: member.depth],
         pooling=member.pooling.name,
         pool_on=member.pool_on,
+        narrowed=_narrowed(tuned),
     )
     return graph.requires_grad_(False)
+
+
+def _narrowed(tuned: Tuned) -> tuple[str, ...]:
+    """Of a text that is read at one token, what the last block computes for this token alone."""
+    backbone, one_token = tuned.predictor.assembly.backbone, tuned.member.pooling.name in ONE_TOKEN
+    whole = tuned.member.depth == backbone.layers and not tuned.units
+    return backbone.narrowed if one_token and whole else ()
 
 
 def body(tuned: Tuned) -> PreTrainedModel:

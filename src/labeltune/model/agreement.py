@@ -24,10 +24,10 @@ def agree(stock: Callable[..., Tensor], ours: Callable[..., Tensor], inputs: Seq
                 found.append((out.detach(), *torch.autograd.grad((out * weights).sum(), given)))
     except (RuntimeError, AttributeError, TypeError, ValueError):  # a torch in which ours has another face, or none
         return False
-    return all(_close(a, b) for a, b in zip(*found, strict=True))
+    return all(close(a, b) for a, b in zip(*found, strict=True))
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """A NaN is close to nothing."""
+def close(a: Tensor, b: Tensor) -> bool:
+    """The same values to the rounding of their dtype. A NaN is close to nothing."""
     within = max(CLOSE, ROUNDINGS * torch.finfo(a.dtype).eps)
     return bool((a - b).abs().max() <= within * a.abs().max())

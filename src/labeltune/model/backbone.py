@@ -42,6 +42,7 @@ from labeltune.model.checkpoints import folder_of, named, quietly, read_body, re
 from labeltune.model.families import context_of, family_of, position_start
 from labeltune.model.layout import Layout, Slot, equal_lengths, plain_layout
 from labeltune.model.linear import freeze_linears, onednn_pays
+from labeltune.model.narrowing import narrow
 from labeltune.model.norm import freeze_norms
 from labeltune.model.ranges import parse_layers
 from labeltune.model.rotary import rotate_once
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
 
     model: the Hugging Face body. slot: the running layout, for hooks. family: its row in the table of quirks.
     records: small training passes may be recorded (see `recording`). onednn: it multiplies by oneDNN (see `linear`).
+    narrowed: modules of the last block that compute only what is read (see `narrowing`), by their names in `model`.
     packed: one stream of documents of any length, or rows of equal length. layers: blocks in use.
     context: longest document in tokens, None where there is no limit. source, revision: where the weights came from.
     """
@@ -77,6 +79,7 @@ class Backbone(nn.Module):
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self.slot = Slot()
         self.records = self.onednn = False  # `_prepare` knows
+        self.narrowed: tuple[str, ...] = ()
         self.config = model.config.get_text_config()
         self.family = family_of(self.config)
         self._blocks = find_blocks(model, self.config, source)
@@ -283,12 +286,12 @@ class Backbone(nn.Module):
         callers = {id(module) for module, _ in calls}
         return all(numbered(block, place, callers) for place, block in enumerate(self.blocks))
 
-    def _probe(self, lengths: tuple[int, ...] = (2, 1)) -> Tensor:
+    def _probe(self, lengths: tuple[int, ...] = (2, 1), read: Tensor | None = None) -> Tensor:
         """A forward of two documents, of two tokens and of one; of one row where our attention is not in place.
 
-        lengths: what attention is told of the documents, beside their bounds.
+        lengths: what attention is told of the documents, beside their bounds. read: the tokens that are read.
         """
-        layout = replace(plain_layout((2, 1), (False,) * self.layers, self.device), lengths=lengths)
+        layout = replace(plain_layout((2, 1), (False,) * self.layers, self.device), lengths=lengths, read=read)
         words: dict[str, object] = {}
         if self.model.config._attn_implementation == attention.NAME:
             positions = torch.tensor([[0, 1, 0]], device=self.device) + position_start(self.config)
@@ -425,6 +428,9 @@ def _prepare(
     if backbone.packed and not placed:
         rotate_once(backbone.model, backbone._probe)
     backbone.onednn = onednn and not placed and freeze_linears(backbone.model)
+    if backbone.packed and not placed and backbone.device.type == "cpu":
+        last = f"{backbone._blocks}.{backbone.layers - 1}"
+        backbone.narrowed = narrow(backbone.model, last, lambda read: backbone._probe(read=read), backbone.slot)
     half = backbone.dtype in (torch.float16, torch.bfloat16)  # in 32 bits each length of document is a call of its own
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
     plain = backbone.packed and half and frozen and not checkpointing

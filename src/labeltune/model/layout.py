@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Layout:
     token_row, token_index: int64 (N), the addresses that dropout draws from.
     keys: per slice, the key of this pass's randomness, or None outside training.
     owner: whose adapters act in this pass (what `updates.attach` returned); None is nobody, the bare backbone.
+    read: int64 (M), ascending, the tokens whose last hidden states anybody reads; None is all (see `narrowing`).
     """
 
     lengths: tuple[int, ...]
@@ -38,6 +40,25 @@ class Layout:
     token_index: torch.Tensor
     keys: tuple[Key | None, ...]
     owner: object | None = None
+    read: torch.Tensor | None = None
+
+    @cached_property
+    def of_read(self) -> Layout:
+        """The tokens that are read, and they alone, each a document of its own."""
+        assert self.read is not None
+        count = len(self.read)
+        bounds = torch.searchsorted(self.read, torch.tensor(self.slice_tokens, device=self.read.device))
+        slices = tuple(bounds.tolist())
+        return replace(
+            self,
+            lengths=(1,) * count,
+            cu_seqlens=torch.arange(count + 1).to(self.cu_seqlens),
+            slice_tokens=slices,
+            slice_documents=slices,
+            token_row=self.token_row[self.read],
+            token_index=self.token_index[self.read],
+            read=None,
+        )
 
 
 class Slot:
@@ -50,6 +71,7 @@ class Slot:
 
     def __init__(self) -> None:
         self._current: Layout | None = None
+        self._whole: Layout | None = None
         self.first_reader: dict[str, str] = {}
         self.kept: dict[object, Any] = {}
 
@@ -69,6 +91,15 @@ class Slot:
             yield
         finally:
             self._current, self.kept = before
+
+    def narrow(self) -> None:
+        """Make the tokens that are read the pass's only ones, until `widen`, or until it ends or fails."""
+        self._whole = self._current
+        self._current = self.current.of_read
+
+    def widen(self) -> None:
+        """All tokens again."""
+        self._current = self._whole
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """The `context_fn` of torch's checkpointing: recomputation sees the layout of its own forward pass."""

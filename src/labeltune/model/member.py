@@ -9,7 +9,7 @@ Shapes: N tokens, P pieces, S targets, H hidden units, L labels, all of one slic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from labeltune.model.backbone import Backbone
 from labeltune.model.crf import CRF
 from labeltune.model.heads import Head, StockHead, Unit, load_tensors, save_tensors
 from labeltune.model.layout import Layout
-from labeltune.model.pooling import LEARNED, Pooling, combine
+from labeltune.model.pooling import LEARNED, Pooling, combine, places
 from labeltune.model.ranges import parse_layers
 from labeltune.model.recording import Recorder
 from labeltune.model.settings import HeadConfig, LoraConfig, ModelConfig
@@ -33,6 +33,8 @@ from labeltune.transfer import sent
 
 ADAPTER, HEAD = "adapter", "head.safetensors"
 """Where a member's weights lie in its folder."""
+MOST_READ = 0.5
+"""The share of the tokens up to which those that are read go through the last block alone."""
 
 
 class Member(nn.Module):
@@ -148,7 +150,7 @@ class LabelModel(nn.Module):
     def forward(self, batch: Batch, keys: Sequence[Key | None] | None = None) -> list[torch.Tensor]:
         """Per slice its logits (S_k, L_k), fp32. keys: this pass's randomness per slice; none outside training."""
         keys = keys if keys is not None else [None] * len(self.members)
-        layout = self.layout(batch, keys)
+        layout = replace(self.layout(batch, keys), read=self._read(batch))
         depths = [member.depth for member in self.members]
         hidden = self._recorder.hidden(batch, layout, depths)
         if hidden is None:
@@ -170,6 +172,19 @@ class LabelModel(nn.Module):
             keys=tuple(keys),
             owner=self._attached,
         )
+
+    def _read(self, batch: Batch) -> torch.Tensor | None:
+        """The tokens that members read, where they are few and the backbone can let them go on alone."""
+        if not self.backbone.narrowed or any(member.depth < self.backbone.layers for member in self.members):
+            return None
+        read = []
+        for member, (first, last) in zip(self.members, pairwise(batch.slice_pieces), strict=True):
+            starts_P, ends_P = batch.piece_starts[first:last], batch.piece_ends[first:last]
+            read.append(places(member.pooling.name, starts_P, ends_P))
+            if sum(map(len, read)) > MOST_READ * batch.slice_tokens[-1]:
+                return None
+        read_M: torch.Tensor = torch.cat(read).unique()
+        return read_M
 
     def detach(self) -> None:
         """Take the adapters' hooks off the backbone; the model must not run afterwards."""

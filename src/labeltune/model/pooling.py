@@ -59,6 +59,20 @@ LEARNED = ("attention",)
 """Poolings with a query of their own."""
 
 
+def places(name: str, starts_P: torch.Tensor, ends_P: torch.Tensor) -> torch.Tensor:
+    """The tokens that this pooling reads, int64 (M), piece by piece."""
+    if name in ONE_TOKEN:
+        return ONE_TOKEN[name](starts_P, ends_P)
+    return _places(starts_P, ends_P)[0]
+
+
+ONE_TOKEN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "first": lambda starts_P, _: starts_P,
+    "last": lambda _, ends_P: ends_P - 1,
+}
+"""Poolings that read one token of a piece, and which."""
+
+
 def combine(
     pieces_PD: torch.Tensor, weights_P: torch.Tensor, piece_target_P: torch.Tensor, targets: int, how: str
 ) -> torch.Tensor:
@@ -93,11 +107,16 @@ class Pooling(nn.Module):
 
 def _read(hidden_ND: torch.Tensor, starts_P: torch.Tensor, ends_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of all pieces, one after the other (M, D) in fp32, and each piece's length."""
+    places_M, lengths_P = _places(starts_P, ends_P)
+    return hidden_ND.index_select(0, places_M).float(), lengths_P
+
+
+def _places(starts_P: torch.Tensor, ends_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the tokens of all pieces lie, one after the other (M), and each piece's length."""
     lengths_P = ends_P - starts_P
     shift_P = starts_P - (lengths_P.cumsum(0) - lengths_P)  # from a place in M to a place in N
     shift_M = torch.repeat_interleave(shift_P, lengths_P)
-    places_M = shift_M + torch.arange(len(shift_M), device=shift_M.device)
-    return hidden_ND.index_select(0, places_M).float(), lengths_P
+    return shift_M + torch.arange(len(shift_M), device=shift_M.device), lengths_P
 
 
 def _reduce(values_MD: torch.Tensor, lengths_P: torch.Tensor, how: str) -> torch.Tensor:

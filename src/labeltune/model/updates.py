@@ -64,7 +64,8 @@ def attach(modules: Mapping[str, nn.Module], adapters: Sequence[Adapter | None],
         module, first = module_of(modules, name, chosen), slot.first_reader.get(name, name)
         source = sources.setdefault(first, _Source(first, adapters, slot, attached.dropout))
         source.add(name)
-        attached.add(module.register_forward_hook(_Update(name, chosen, slot, attached, source)))
+        update = _Update(name, chosen, slot, attached, source)
+        attached.add(module.register_forward_hook(update, prepend=True))  # before rows are put back (`narrowing`)
     return attached
 
 
