@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from labeltune.storage import append_jsonl, read_jsonl
 
 
 class Cells:
@@ -12,8 +13,7 @@ class Cells:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
+        self.rows = list(read_jsonl(path)) if path.exists() else []
 
     def find(self, **facts: Any) -> list[dict[str, Any]]:
         """The cells with these facts."""
@@ -22,5 +22,4 @@ class Cells:
     def add(self, row: dict[str, Any]) -> None:
         """Keep one more, at once on disk."""
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_jsonl(self.path, row)

@@ -47,12 +47,13 @@ def commands() -> Iterator[str]:
 
 
 def metrics() -> Iterator[str]:
-    """Which task has which figure, and whether more is better."""
-    yield from ("| metric | better | tasks |", "|---|---|---|")
-    for name, higher in METRICS.items():
+    """What each figure is, which task has it, and whether more is better."""
+    yield from ("| metric | what | better | tasks |", "|---|---|---|---|")
+    for name, metric in METRICS.items():
         tasks = [f"`{task}`" for task, row in TASKS.items() if name in row.metrics]
         if tasks:
-            yield f"| `{name}` | {'higher' if higher else 'lower'} | {', '.join(tasks)} |"
+            better = "higher" if metric.higher else "lower"
+            yield f"| `{name}` | {_cell(metric.about)} | {better} | {', '.join(tasks)} |"
 
 
 def names() -> Iterator[str]:

@@ -12,6 +12,7 @@ Hugging Face folder in bf16; `state.pt` beside it holds what `--resume` needs.
 """
 
 import argparse
+import hashlib
 import json
 import lzma
 import math
@@ -39,12 +40,19 @@ ARCHITECTURE = {
 }
 MATRIX_LR, OTHER_LR = 8e-3, 4e-3
 WARMUP_STEPS = 100
+FIXED = ("rows", "length", "seed")
+"""Options that say which text a step reads: a run goes on with its own."""
 PACING = (50, 350)
 """Steps at which a run with --minutes looks at its speed."""
 
 
 def encode(corpus: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> np.ndarray:
-    """The corpus as one stream of token ids (uint16), each document opened by the end-of-text token."""
+    """The corpus as one stream of token ids (uint16), each document opened by the end-of-text token.
+
+    cache: where it is kept; the file's name says of which text and tokenizer.
+    """
+    made_of = hashlib.sha256(corpus.read_bytes() + tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
+    cache = cache.with_name(f"{cache.stem}-{made_of}.npy")
     if not cache.exists():
         with lzma.open(corpus, "rt", encoding="utf-8") as text:
             documents = text.read().strip().split("\n\n")
@@ -52,7 +60,9 @@ def encode(corpus: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> np.
         for start in range(0, len(documents), 4096):
             for ids in tokenizer(documents[start : start + 4096], verbose=False)["input_ids"]:
                 pieces.append(np.array(ids, dtype=np.uint16))
-        np.save(cache, np.concatenate(pieces))
+        partial = cache.with_name(f".partial-{cache.name}")
+        np.save(partial, np.concatenate(pieces))
+        partial.replace(cache)
     return np.load(cache, mmap_mode="r")
 
 
@@ -262,6 +272,8 @@ def main() -> None:
             part.load_state_dict(saved)
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
         begun = state["begun"]
+        if changed := [name for name in FIXED if state.get(name) not in (None, getattr(options, name))]:
+            parser.error(f"it was begun with other --{' and --'.join(changed)}")
 
     if options.compile:
         torch._inductor.config.cpp.dynamic_threads = True
@@ -269,8 +281,11 @@ def main() -> None:
     model.train()
     pace = Pace(options.minutes) if options.minutes else None
     began, mean, total = time.monotonic(), torch.zeros((), device=options.device), options.tokens
+    started = step
+    if options.resume:
+        mean = mean + state.get("mean", 0.0)
     while tokens < total:
-        if pace and step - begun in PACING:
+        if pace and step - started in PACING:
             mean.item()  # wait for the device
             total = max(pace.tokens(tokens), tokens + per_step)
         decay = options.decay_tokens * (total if options.decay_tokens < 1 and total < math.inf else 1)
@@ -301,7 +316,8 @@ def main() -> None:
             with (options.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(fact) + "\n")
             state = {"model": model.state_dict(), "optimisers": [part.state_dict() for part in parts]}
-            state |= {"step": step, "tokens": tokens, "seconds": seconds, "begun": begun}
+            state |= {"step": step, "tokens": tokens, "seconds": seconds, "begun": begun, "mean": mean.item()}
+            state |= {name: getattr(options, name) for name in FIXED}
             save(options.out, model, tokenizer, state)
             began = time.monotonic()
 

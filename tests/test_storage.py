@@ -1,9 +1,11 @@
 """Laws of the disk: whole or not at all, one writer, no way out of the folder, and lines that survive a kill."""
 
+import errno
 import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -287,3 +289,46 @@ def test_a_block_that_raises_frees_the_lock(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(KeyError), storage.lock(tmp_path):
             raise KeyError
+
+
+def test_an_open_pipe_is_written_to(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with storage.atomic_file(Path(f"/proc/self/fd/{write}")) as place, place.open("w") as file:
+        file.write("through")
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == "through"
+
+
+def test_a_file_system_that_cannot_be_asked_for_names_or_locks(tmp_path: Path, monkeypatch) -> None:
+    sync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    storage.write_atomic(tmp_path / "file", "there")
+    assert (tmp_path / "file").read_text() == "there"
+
+    def lockless(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.FileLock, "acquire", lockless)
+    with pytest.raises(RunError, match=r"No locks available; .*choose a place on another"), storage.lock(tmp_path):
+        pass
+
+
+def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path: Path, monkeypatch) -> None:
+    def closed(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    with pytest.raises(RunError, match=r"format: cannot be read: Permission denied; see to its permissions"):
+        storage.read_json(tmp_path / "format")
+
+
+def test_a_tilde_of_nobody_is_a_name() -> None:
+    assert storage.expanded("~nobody-is-called-so.jsonl") == Path("~nobody-is-called-so.jsonl")
+    assert storage.expanded("~/x") == Path.home() / "x"

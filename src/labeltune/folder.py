@@ -17,7 +17,7 @@ from labeltune.errors import RunError
 from labeltune.interrupt import graceful
 from labeltune.ledger import LEDGER
 from labeltune.run import CONFIG, LOG, SPLITS, WORK, is_claimed, refuse_others, state_of
-from labeltune.storage import HOLDER_NAME, LOCK_NAME, is_there, lock, read_json, told, write_json
+from labeltune.storage import HOLDER_NAME, LOCK_NAME, expanded, is_there, lock, read_json, told, write_json
 
 
 def asked_before(folder: Path, config: Config) -> Config:
@@ -79,7 +79,7 @@ def refuse_inside(folder: Path, sources: Iterable[object]) -> None:
     for source in sources:
         if isinstance(source, Mapping):
             refuse_inside(folder, source.values())
-        elif isinstance(source, str) and _is_in(place, Path(source).expanduser()):
+        elif isinstance(source, str) and _is_in(place, expanded(source)):
             message = f"lies in {source}, and would be read with it"
             raise RunError(message, at=f"--out {folder}", hint="choose a place outside")
 

@@ -12,27 +12,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-METRICS: dict[str, bool] = {  # name -> is higher better
-    "accuracy": True,
-    "macro_precision": True,
-    "macro_recall": True,
-    "macro_f1": True,
-    "micro_f1": True,
-    "weighted_f1": True,
-    "log_loss": False,
-    "mcc": True,
-    "span_precision": True,
-    "span_recall": True,
-    "span_f1": True,
-    "macro_span_f1": True,
-    "mse": False,
-    "spearman": True,
-    "ece": False,
-    "coverage": True,
-    "bits_per_byte": False,
+
+class Metric(NamedTuple):
+    """One row of the table of metrics. higher: whether more is better; about: what it is, for the reference."""
+
+    higher: bool
+    about: str
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(True, "share of rows answered right; with several labels, all of a row's"),
+    "macro_precision": Metric(True, "mean over labels of the share of a label's answers that are right"),
+    "macro_recall": Metric(True, "mean over labels of the share of a label's gold that is found"),
+    "macro_f1": Metric(True, "mean over labels of each one's F1, 2PR / (P + R)"),
+    "micro_f1": Metric(True, "F1 of all labels' hits counted together"),
+    "weighted_f1": Metric(True, "mean over labels of each one's F1, weighted by how often it is in the gold"),
+    "log_loss": Metric(False, "mean of -log(probability of the gold label); with several labels, over each question"),
+    "mcc": Metric(True, "Matthews' correlation of gold and answers, for any number of labels"),
+    "span_precision": Metric(True, "share of answered spans with the start, end and label of a gold span"),
+    "span_recall": Metric(True, "share of gold spans that are answered with their start, end and label"),
+    "span_f1": Metric(True, "F1 of all spans, strict: start, end and label"),
+    "macro_span_f1": Metric(True, "mean over labels of each one's span F1"),
+    "mse": Metric(False, "mean squared error, in the square of the labels' unit"),
+    "spearman": Metric(True, "correlation of the ranks of gold and answers"),
+    "ece": Metric(False, "expected calibration error: |share right - mean score| in 15 bins of the score, by size"),
+    "coverage": Metric(True, "share of rows that are answered at all (all, without a least score)"),
+    "bits_per_byte": Metric(False, "-log2 of the probability of a text, over its bytes in UTF-8"),
 }
 
 ECE_BINS = 15

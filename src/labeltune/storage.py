@@ -24,6 +24,7 @@ HOLDER_NAME = ".lock.pid"  # beside the lock: opening a lock file to try it may 
 
 # What the user can mend, and how, as far as this system knows it; any other OSError is a bug of ours and keeps its
 # traceback.
+_LOCKS = "this file system lacks what is needed (locks, say): choose a place on another"
 _ELSEWHERE, _SPACE, _RIGHTS = "choose another place", "free some space", "choose a place that you may write to"
 _FIXABLE = {
     "EACCES": _RIGHTS,
@@ -34,11 +35,17 @@ _FIXABLE = {
     "EISDIR": _ELSEWHERE,
     "ENAMETOOLONG": "choose a shorter name",
     "ENOENT": _ELSEWHERE,
+    "ENOLCK": _LOCKS,
     "ENOSPC": _SPACE,
     "ENOTDIR": _ELSEWHERE,
+    "ENOTSUP": _LOCKS,
+    "EOPNOTSUPP": _LOCKS,
     "EPERM": _RIGHTS,
     "EROFS": _RIGHTS,
 }
+
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems that cannot be asked for a folder's names
 
 
 # Files
@@ -57,11 +64,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     A link is followed, so it stays a link; a device or a pipe (`/dev/null`) is written to as it is, never replaced.
     """
-    path = Path(os.path.realpath(path))
     with told(path):
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if is_special(path):  # asked before links are followed: that of an open pipe names no file
             yield path
             return
+    path = Path(os.path.realpath(path))
+    with told(path):
         partial = _beside(path, "partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -72,6 +80,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
             raise
         _sync(path.parent)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a device or a pipe is there."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def refuse_file(path: Path) -> None:
@@ -153,6 +166,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_SYNC):
+            raise
     finally:
         os.close(descriptor)
 
@@ -170,6 +186,14 @@ def told(path: Path) -> Iterator[None]:
 
 
 # Safe paths and checksums
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as its user means it: `~` and `~name` are homes, unless nobody is called so."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_there(path: Path) -> bool:
@@ -259,6 +283,8 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunError("is missing", at=str(path), hint="the folder is incomplete: copy or train it again") from None
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", at=str(path), hint="see to its permissions") from None
     except (ValueError, RecursionError) as error:
         raise RunError(f"is no JSON: {error}", at=str(path), hint="the file was changed or cut off") from None
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeltune import train
+from labeltune.bulk.engines import shares
 from labeltune.bulk.labelling import open_job, predict_files, predict_to
 from labeltune.errors import DataError, RunError, SettingsError
 from labeltune.export.exporting import export
@@ -33,6 +34,26 @@ def close(one: object, other: object) -> bool:
     if isinstance(one, dict):
         return list(one) == list(other) and all(close(one[name], other[name]) for name in one)
     return one == other
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        ([{"CPU": 8.0}], None, (1, {"num_cpus": 8})),
+        ([{"CPU": 8.0}, {"CPU": 2.0}], None, (2, {"num_cpus": 4})),  # both on the first
+        ([{"CPU": 3.0}, {"CPU": 3.0}], 4, (4, {"num_cpus": 1})),
+        ([{}, {"CPU": 4.0}], None, (1, {"num_cpus": 4})),  # a head that computes nothing
+        ([{"CPU": 9.0, "GPU": 2.0}], 3, (3, {"num_gpus": 0.5})),
+        ([{"CPU": 9.0, "GPU": 2.0}], None, (2, {"num_gpus": 1.0})),
+    ],
+)
+def test_every_worker_of_ray_has_room(nodes, workers, expected) -> None:
+    assert shares(nodes, workers) == expected
+
+
+def test_workers_without_room_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--workers: 4 workers on 2 CPUs; at most 2 have room"):
+        shares([{"CPU": 2.0}], 4)
 
 
 @pytest.mark.slow

@@ -290,6 +290,25 @@ def test_rows_without_an_answer_lie_beside_the_output(finished: Path, tmp_path: 
     ]
 
 
+def test_an_earlier_quarantine_is_seen_before_anything_is_answered(finished: Path, tmp_path: Path) -> None:
+    source, to = written(tmp_path / "in.jsonl", [{"text": "the hen"}]), tmp_path / "out.jsonl"
+    old = tmp_path / "out.jsonl.quarantine.jsonl"
+    old.write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(DataError, match=r"quarantine\.jsonl: an earlier quarantine is already there"):
+            predict_to(to, open_job(finished, [source], settings={"data.on_bad_row": "quarantine"}), resume=resume)
+    assert old.read_text() == "mine" and not to.exists()
+    assert [source.name for source in sources_of([tmp_path / "*.jsonl"], DataConfig())] == ["in.jsonl"]
+
+
+def test_an_output_that_is_no_name_is_a_sentence(finished: Path, tmp_path: Path, typed) -> None:
+    source = written(tmp_path / "in.jsonl", [{"text": "the hen"}])
+    for name in (".", tmp_path, tmp_path / ("n" * 250), "", tmp_path / ("n" * 300)):
+        for more in ((), ("--resume",)):
+            found = typed("predict", finished, source, "--out", name, *more)
+            assert found.code == 1 and "Traceback" not in found.err, found.err
+
+
 @pytest.mark.parametrize("least", [-0.1, 2.0])
 def test_a_score_is_a_probability(finished: Path, moods: Predictor, tmp_path: Path, least: float) -> None:
     with pytest.raises(SettingsError, match=r"min_score: .* is no probability; give 0 to 1"):

@@ -227,6 +227,36 @@ def test_what_comes_once_cannot_be_gone_on_with(finished: Path, tmp_path: Path, 
     assert found.code == 1 and "give --out FILE" in found.err
 
 
+def test_what_comes_once_and_is_interrupted_keeps_nothing(finished: Path, tmp_path: Path, typed, monkeypatch) -> None:
+    answer, left = Predictor.answer, iter(range(2))
+
+    def stopped(self: Predictor, *given: object, **how: object) -> list:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return answer(self, *given, **how)
+
+    words = ("predict", finished, "-", "--out", tmp_path / "out.jsonl", "--shard-rows", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "answer", stopped)
+        found = typed(*words, text="the hen\n" * 50)
+    assert found.code == 130 and "--resume" not in found.err and list(tmp_path.iterdir()) == []
+    assert typed(*words, text="the hen\n" * 50).code == 0
+
+
+def test_a_file_that_changed_meanwhile_is_begun_again(finished: Path, tmp_path: Path, typed, monkeypatch) -> None:
+    answer, source = Predictor.answer, tmp_path / "in.jsonl"
+    source.write_text('{"text": "the hen"}\n' * 20)
+
+    def changing(self: Predictor, *given: object, **how: object) -> list:
+        with source.open("a") as file:
+            file.write('{"text": "the ring"}\n')
+        return answer(self, *given, **how)
+
+    monkeypatch.setattr(Predictor, "answer", changing)
+    found = typed("predict", finished, source, "--out", tmp_path / "out.jsonl", "--shard-rows", 10)
+    assert found.code == 1 and "has changed while it was read; remove " in found.err and "--resume" not in found.err
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
 def test_a_full_disk_is_told_and_what_is_kept_is_gone_on_with(
     finished: Path, source: Path, tmp_path: Path, suffix: str

@@ -69,6 +69,7 @@ def test_parquet_holds_every_row(tmp_path_factory, rows: list[dict], cuts: set[i
         assert {name: line[name] for name in ANSWER} == ANSWER
 
 
+@example(rows=[{"a": "x\ry"}, {"a": "\r"}], cuts=set())
 @given(rows=ROWS, cuts=CUTS)
 def test_csv_holds_every_row(tmp_path_factory, rows: list[dict], cuts: set[int]) -> None:
     with joined(rows, cuts, tmp_path_factory.mktemp("rows"), ".csv").open(newline="", encoding="utf-8") as file:
@@ -78,3 +79,17 @@ def test_csv_holds_every_row(tmp_path_factory, rows: list[dict], cuts: set[int])
         for name, cell in row.items():
             if isinstance(cell, str):
                 assert line[name] == cell
+
+
+def test_csv_keeps_each_object_as_it_was(tmp_path: Path) -> None:
+    cells = [{"a": 1}, {"b": [None, 2]}, None, {}]
+    path = joined([{"x": cell} for cell in cells], {1}, tmp_path, ".csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        found = [json.loads(line["x"]) if line["x"] else None for line in csv.DictReader(file)]
+    assert found == cells and b"\r" not in path.read_bytes()
+
+
+def test_objects_of_many_keys_are_text_in_parquet(tmp_path: Path) -> None:
+    cells = [{f"user{number}": number} for number in range(300)]
+    table = pq.read_table(joined([{"x": cell} for cell in cells], set(), tmp_path, ".parquet"))
+    assert [json.loads(cell) for cell in table["x"].to_pylist()] == cells

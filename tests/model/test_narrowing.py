@@ -1,5 +1,6 @@
 """Only what is read goes through the last block's output projection and MLP: the same values, the same gradients."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -140,11 +141,56 @@ class Mixing(nn.Module):
         return self.mlp(x) + x.mean(1, keepdim=True)
 
 
-def test_a_module_that_mixes_tokens_is_left_alone(tiny_model) -> None:
-    stock = tiny_model("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_module_that_mixes_tokens_is_left_alone(dtype, tiny_model) -> None:
+    stock = tiny_model("llama", dtype=dtype)
     stock.layers[-1].mlp = Mixing(stock.layers[-1].mlp)
     before = [len(module._forward_hooks) for module in stock.modules()]
     assert wrap(stock).narrowed == () and [len(module._forward_hooks) for module in stock.modules()] == before
+
+
+class Counting(nn.Module):
+    """An MLP that wants as many tokens as the block was given."""
+
+    def __init__(self, mlp: nn.Module, block: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        block.register_forward_pre_hook(self.keep)
+
+    def keep(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.kept = args[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x) + 0 * self.kept
+
+
+def test_a_module_that_knows_how_many_tokens_there_are_is_left_alone(tiny_model) -> None:
+    stock = tiny_model("llama")
+    stock.layers[-1].mlp = Counting(stock.layers[-1].mlp, stock.layers[-1])
+    assert wrap(stock).narrowed == ()
+
+
+def test_a_wrapped_model_can_be_wrapped_again_and_copied(tiny_model, documents) -> None:
+    stock, batch = tiny_model("llama"), batch_at_last(documents(LENGTHS))
+    model = model_of(wrap(stock))
+    first = model(batch)[0]
+    model.detach()
+    again = wrap(stock)
+    torch.testing.assert_close(model_of(again)(batch)[0], first)
+    torch.testing.assert_close(model_of(copy.deepcopy(again))(batch)[0], first)
+
+
+def test_a_pass_in_which_nothing_is_read_is_whole(tiny_model, documents) -> None:
+    docs = documents(LENGTHS)
+    nothing = replace(
+        batch_at_last(docs),
+        piece_starts=torch.zeros(0, dtype=torch.int64),
+        piece_ends=torch.zeros(0, dtype=torch.int64),
+        slice_pieces=(0, 0),
+        slice_targets=(0, 0),
+    )
+    (logits,) = model_of(wrap(tiny_model("llama")), dropout=0.1)(nothing, [KEY])
+    assert logits.shape == (0, 3)
 
 
 def test_a_pass_that_failed_on_the_way_leaves_nothing_behind(tiny_model, documents) -> None:

@@ -12,6 +12,7 @@ from labeltune.adaptation.settings import Adaptation, AdaptConfig
 from labeltune.data.batches import GPU_MICRO_TOKENS, MICRO_TOKENS
 from labeltune.errors import ModelError, SettingsError
 from labeltune.model.causal import Causal
+from labeltune.storage import expanded
 
 CONTEXT = 512
 REFERENCE = 4096
@@ -79,7 +80,7 @@ def _dtype(config: Adaptation, causal: Causal) -> str:
 
 def config_file(given: str) -> Path:
     """The file: the given one, or `config.json` in the given folder."""
-    path = Path(given).expanduser()
+    path = expanded(given)
     return path / "config.json" if path.is_dir() else path
 
 
@@ -87,7 +88,7 @@ def tokenizer_folder(config: AdaptConfig) -> Path | None:
     """Where a fresh model's tokenizer lies; None: beside the weights of `model.name`."""
     if config.from_config is None:
         return None
-    folder = Path(config.tokenizer).expanduser() if config.tokenizer else config_file(config.from_config).parent
+    folder = expanded(config.tokenizer) if config.tokenizer else config_file(config.from_config).parent
     if not folder.is_dir():
         raise SettingsError("there is no such folder", at=f"adapt.tokenizer = {str(folder)!r}")
     return folder

@@ -16,7 +16,7 @@ from labeltune.data.readers import PREFIX, SUFFIXES, is_saved
 from labeltune.data.readers.lines import Lines, no_such, uncompressed_name
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
-from labeltune.storage import sha256_file
+from labeltune.storage import expanded, sha256_file
 
 LONGEST = 1 << 20
 """Characters of a document; a longer one (a book without an empty line) is divided before it is tokenised."""
@@ -45,7 +45,7 @@ def open_texts(source: str, config: DataConfig, quarantine: Path | None = None) 
     Raises:
         DataError: there is no such thing, it is empty, its text column cannot be told, or one that is set is not there.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not source.startswith(PREFIX) and path.is_dir() and not is_saved(path):
         return _joined(source, [open_texts(str(file), config, quarantine) for file in _files(path)])
     if _is_table(source, path):

@@ -17,7 +17,7 @@ from labeltune.folder import contradicts
 from labeltune.model.settings import MINI
 from labeltune.run import ADAPTATION
 from labeltune.settings import build
-from labeltune.storage import write_atomic
+from labeltune.storage import expanded, write_atomic
 
 PATHS = ("adapt.texts", "adapt.heldout", "adapt.from_config", "adapt.tokenizer", "model.name")
 READ = {
@@ -112,7 +112,7 @@ def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_absolute(part, folder) for part in value)
     if isinstance(value, str | Path) and not str(value).startswith(PREFIX):
-        path = folder / Path(value).expanduser()
+        path = folder / expanded(value)
         return str(path.resolve()) if path.exists() else str(value)
     return value
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from labeltune.answers import Answered
 from labeltune.bulk.backends import How
-from labeltune.errors import ModelError, RunError
+from labeltune.errors import ModelError, RunError, SettingsError
 from labeltune.inference import Progress
 from labeltune.portions import Portion
 from labeltune.run import Run
@@ -83,11 +83,30 @@ def _mapped(
 
 
 def _actors(cluster: Any, how: How, workers: int | None) -> list[Any]:
-    there = cluster.cluster_resources()
-    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
-    count = workers or gpus or len(cluster.nodes())
-    share = {"num_gpus": min(1.0, gpus / count)} if gpus else {"num_cpus": max(1, cpus // count)}
+    count, share = shares([node["Resources"] for node in cluster.nodes() if node["Alive"]], workers)
     return [cluster.remote(_Worker).options(**share).remote(how) for _ in range(count)]
+
+
+def shares(nodes: Sequence[Mapping[str, float]], workers: int | None) -> tuple[int, dict[str, float]]:
+    """How many workers, and what each is given, so that all of them have room; one that has none is waited for in vain.
+
+    nodes: the resources of each machine. workers: as many as are asked for [one a GPU, else one a machine].
+
+    Raises:
+        SettingsError: more workers than CPUs.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if gpus:
+        count = workers or gpus
+        return count, {"num_gpus": 1 / -(-count // gpus)}
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    count = workers or len(cpus)
+    if count > sum(cpus) or not cpus:
+        raise SettingsError(
+            f"{count} workers on {sum(cpus)} CPUs", at="--workers", hint=f"at most {sum(cpus)} have room"
+        )
+    each = next(n for n in range(sum(cpus) // count, 0, -1) if sum(here // n for here in cpus) >= count)
+    return count, {"num_cpus": each}
 
 
 class _Worker:

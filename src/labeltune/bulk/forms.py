@@ -63,6 +63,10 @@ def _write_table(file: IO[bytes], rows: Sequence[Answered], labels: Sequence[str
     pq.write_table(table_of(rows, labels), file)
 
 
+def _write_text_table(file: IO[bytes], rows: Sequence[Answered], labels: Sequence[str]) -> None:
+    pq.write_table(table_of(rows, labels, nested=False), file)
+
+
 def _join_parquet(shards: Sequence[Path], to: Path, name: str, given: pa.Schema | None) -> None:
     schema = _schema(shards, given)
     held: list[pa.Table] = []
@@ -78,12 +82,22 @@ def _join_separated(separator: str) -> Callable[[Sequence[Path], Path, str, pa.S
     def join(shards: Sequence[Path], to: Path, name: str, given: pa.Schema | None) -> None:
         schema = _schema(shards, given)
         with _opened(to, name) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
-            writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+            writer = csv.writer(_Lines(text), delimiter=separator, lineterminator="\r\n")
             writer.writerow(schema.names)
             for shard in shards:
                 writer.writerows(cells(fitted(_read(shard), schema)))
 
     return join
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Rows of a CSV writer, ended as Unix does. The writer quotes a CR in a cell only where it ends rows with one."""
+
+    text: io.TextIOWrapper
+
+    def write(self, row: str) -> None:
+        self.text.write(row.removesuffix("\r\n") + "\n")
 
 
 def _schema(shards: Sequence[Path], given: pa.Schema | None) -> pa.Schema:
@@ -101,8 +115,8 @@ LINES = Form(".jsonl", _write_lines, _join_lines)
 FORMS = {
     ".parquet": (parquet := Form(".parquet", _write_table, _join_parquet)),
     ".pq": parquet,
-    ".csv": Form(".parquet", _write_table, _join_separated(",")),
-    ".tsv": Form(".parquet", _write_table, _join_separated("\t")),
+    ".csv": Form(".parquet", _write_text_table, _join_separated(",")),
+    ".tsv": Form(".parquet", _write_text_table, _join_separated("\t")),
 }
 """By suffix, before one of compression; every other name has lines of JSON."""
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from labeltune.data.datasets import QUARANTINE
 from labeltune.data.readers import PREFIX, Row, Source, Unlabelled, open_source
 from labeltune.data.readers.lines import BROKEN, open_bytes
 from labeltune.data.readers.rows import faulty
 from labeltune.data.settings import DataConfig
 from labeltune.data.streams import passing
 from labeltune.errors import DataError
-from labeltune.storage import is_there
+from labeltune.storage import expanded, is_there
 
 STDIN = "-"
 ROW_A_LINE = ("jsonl", "csv", "csv_semicolon", "csv_pipe", "tsv", "tsv_unquoted", "lines", "text")
@@ -35,12 +36,12 @@ def sources_of(files: Sequence[str | Path], config: DataConfig, unlabelled: Unla
 
 
 def _named(given: str) -> list[str]:
-    if given == STDIN or given.startswith(PREFIX) or not glob.has_magic(given) or is_there(Path(given).expanduser()):
+    if given == STDIN or given.startswith(PREFIX) or not glob.has_magic(given) or is_there(expanded(given)):
         return [given]
-    found = sorted(glob.glob(str(Path(given).expanduser()), recursive=True))
+    found = [name for name in glob.glob(str(expanded(given)), recursive=True) if not name.endswith(f".{QUARANTINE}")]
     if not found:
         raise DataError("no file is named so", at=given, hint="check the pattern")
-    return found
+    return sorted(found)
 
 
 def _source(name: str, config: DataConfig, unlabelled: Unlabelled | None) -> Source:

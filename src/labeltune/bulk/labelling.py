@@ -30,7 +30,11 @@ from labeltune.inference import CHUNK
 from labeltune.portions import Portion, portions
 from labeltune.predict import of_new_rows
 from labeltune.run import FORMAT, Run, open_run
-from labeltune.storage import atomic_file, sha256_file
+from labeltune.storage import atomic_file, is_special, is_there, refuse_file, sha256_file, told
+
+
+class Changed(DataError):
+    """What was answered is no answer to the file any more."""
 
 
 class Watch:
@@ -180,22 +184,33 @@ def predict_to(
     watch = watch or Watch()
     if engine not in ENGINES:
         raise SettingsError(f"{engine!r} is no engine", at="--engine", hint=nearest(engine, ENGINES))
-    if to.exists() and not to.is_file() and not to.is_dir():  # a pipe or a device: nothing to go on with
+    with told(to):
+        special = is_special(to)
+    if special:  # a pipe or a device: nothing to go on with
         with atomic_file(to) as there, there.open("w", encoding="utf-8") as file:
             file.writelines(map(line, _answered(job, watch)))
         return
-    if resume and any(source.format == "stream" for source in job.sources):
+    once = any(source.format == "stream" for source in job.sources)
+    if resume and once:
         raise SettingsError("standard input comes once only", at="--resume", hint="write it to a file first")
+    if to.is_dir():
+        refuse_file(to)
     job = replace(job, quarantine=to.with_name(f"{to.name}.{QUARANTINE}"))
     shards = Shards(to, form_of(to.name), job.run.labels.names)
+    taken = job.data.on_bad_row == "quarantine" and is_there(job.quarantine)
+    if taken and not (resume and is_there(shards.folder)):  # before hours are spent
+        hint = "look at it, then move it away"
+        raise DataError("an earlier quarantine is already there", at=str(job.quarantine), hint=hint)
     with shards.opened({**job.manifest(), "form": shards.form.ending}, resume=resume) as open_:
         if not open_:
             return
         try:
             count = _fill(shards, job, watch, resume, engine, workers)
             shards.join(count, _schema(job.sources))
-        except BaseException:  # Ctrl-C too: whatever it is goes on its way, after a word on what is kept
-            if kept := len(shards.done()):
+        except BaseException as error:  # Ctrl-C too: whatever it is goes on its way, after a word on what is kept
+            if once:
+                shards.drop()
+            elif not isinstance(error, Changed) and (kept := len(shards.done())):
                 watch.say(f"{kept:,} shards of {job.rows:,} rows are kept: the same command with --resume goes on")
             raise
 
@@ -221,7 +236,8 @@ def _fill(shards: Shards, job: Job, watch: Watch, again: bool, engine: str, work
             shards.write(number, rows)
     for before, after in zip(stamps, files_of(job.sources), strict=True):
         if before != after:
-            raise DataError("the file has changed while it was read", at=before[0], hint="begin again")
+            hint = f"remove {shards.folder} to begin again"
+            raise Changed("the file has changed while it was read", at=before[0], hint=hint)
     job.tell_bad(watch)
     return count
 

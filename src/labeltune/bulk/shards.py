@@ -20,7 +20,7 @@ import pyarrow as pa
 from labeltune.answers import Answered
 from labeltune.bulk.forms import Form
 from labeltune.errors import RunError
-from labeltune.storage import atomic_file, is_there, lock, read_json, refuse_file, write_atomic, write_json
+from labeltune.storage import atomic_file, is_there, lock, read_json, refuse_file, told, write_atomic, write_json
 
 MANIFEST, JOINED = "manifest.json", "joined"
 
@@ -49,22 +49,26 @@ class Shards:
         Raises:
             RunError: the output is there, or shards are (without `resume`), or those of something else.
         """
-        ended = resume and is_there(self.to) and ((self.folder / JOINED).exists() or self._old.exists())
-        if self._old.exists():
-            shutil.rmtree(self._old)
+        with told(self.to):  # a name may be too long for what stands beside it
+            ended = resume and is_there(self.to) and ((self.folder / JOINED).exists() or self._old.exists())
+            if self._old.exists():
+                shutil.rmtree(self._old)
         if not ended:
             refuse_file(self.to)
         if self.folder.exists() and not resume and self.done():
             hint = f"add --resume to go on with it, or remove {self.folder} to begin again"
             raise RunError("a prediction that did not end lies beside it", at=str(self.to), hint=hint)
-        with lock(self.folder):
-            try:
-                self._claim(manifest)
-                yield not ended
-                self._clear()
-            finally:
-                if self.folder.exists() and not self.done():
-                    self._clear()
+        try:
+            with lock(self.folder):
+                try:
+                    self._claim(manifest)
+                    yield not ended
+                    self._retire()
+                finally:
+                    if self.folder.exists() and not self.done():
+                        self._retire()
+        finally:  # the lock lies in it, and some file systems keep a file that is open
+            shutil.rmtree(self._old, ignore_errors=True)
 
     def _claim(self, manifest: Mapping[str, Any]) -> None:
         """Write down what is answered how, or see that it is what was begun."""
@@ -79,9 +83,13 @@ class Shards:
             hint = f"give what was given then, or remove {self.folder} to begin again"
             raise RunError(f"it was begun with other {' and '.join(other)}", at=str(self.to), hint=hint)
 
-    def _clear(self) -> None:
+    def _retire(self) -> None:
         os.replace(self.folder, self._old)
-        shutil.rmtree(self._old)
+
+    def drop(self) -> None:
+        """Keep nothing of what was written, for it cannot be gone on with."""
+        for shard in self.done():
+            shard.unlink()
 
     def path(self, number: int) -> Path:
         """The file of a portion."""

@@ -1,7 +1,8 @@
 """Answered rows as Arrow columns, as Parquet keeps them: input columns by what they hold, answers by what they are.
 
 Scores are float32; `spans` is a list of structs, `scores` a struct with a field for each label. A column whose rows
-hold values of several kinds is written as text: strings as they are, all else as JSON.
+hold values of several kinds is written as text: strings as they are, all else as JSON. So are objects with more keys
+than `WIDE` in all, for each row of a struct has a place for each of them.
 """
 
 from __future__ import annotations
@@ -25,27 +26,44 @@ PLAIN = {
     "value": pa.float64(),
     "spans": pa.list_(SPAN),
 }
+WIDE = 256
 ANSWERS = b"answers"
 """Where a table's schema says which of its columns are answers."""
 
 
-def table_of(rows: Sequence[Answered], labels: Sequence[str]) -> pa.Table:
-    """The rows of a shard; each column's type is that of its own values. labels: those that the run knows."""
+def table_of(rows: Sequence[Answered], labels: Sequence[str], *, nested: bool = True) -> pa.Table:
+    """The rows of a shard; each column's type is that of its own values.
+
+    labels: those that the run knows. nested: input columns may be lists and structs; else these are JSON already.
+    """
     names = dict.fromkeys(name for row in rows for name in row.fields)
     answers = dict.fromkeys(name for row in rows for name in row.answer)
-    columns = {name: _column([row.fields.get(name) for row in rows]) for name in names}
+    columns = {name: _column([row.fields.get(name) for row in rows], nested) for name in names}
     for name in answers:
         kind = pa.struct([(label, pa.float32()) for label in labels]) if name == "scores" else PLAIN[name]
         columns[name] = pa.array([row.answer.get(name) for row in rows], kind)
     return pa.table(columns).replace_schema_metadata({ANSWERS: json.dumps(list(answers))})
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _column(values: list[Any], nested: bool) -> pa.Array:
+    if _is_wide(values) if nested else any(isinstance(value, dict | list) for value in values):
+        return pa.array(map(_text, values), pa.string())
     try:
         column = pa.array(values)
     except (ValueError, TypeError, OverflowError):  # of several kinds, a number too large
         return pa.array(map(_text, values), pa.string())
     return pa.array(map(_text, values), pa.string()) if _has_nothing(column.type) else column
+
+
+def _is_wide(values: list[Any]) -> bool:
+    """Whether the objects have too many keys in all."""
+    keys: set[str] = set()
+    for value in values:
+        if isinstance(value, dict):
+            keys.update(value)
+        if len(keys) > WIDE:
+            return True
+    return False
 
 
 def _has_nothing(kind: pa.DataType) -> bool:
@@ -115,6 +133,8 @@ def _given(name: str, given: pa.Schema | None) -> list[pa.DataType]:
 def _goes(table: pa.Table, name: str, kind: pa.DataType) -> bool:
     if name not in table.schema.names:
         return True
+    if _is_bytes(kind) and pa.types.is_string(table[name].type):  # words about bytes, which Arrow would take for them
+        return False
     try:
         _cast(table[name], kind)
     except (pa.ArrowException, ValueError, TypeError):

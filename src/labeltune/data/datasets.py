@@ -27,7 +27,7 @@ from labeltune.data.survey import Quarantine, Survey, survey
 from labeltune.errors import DataError, SettingsError
 from labeltune.keys import Key
 from labeltune.schema import Example
-from labeltune.storage import is_there, sha256_file, sha256_folder
+from labeltune.storage import expanded, is_there, sha256_file, sha256_folder
 
 SAMPLE = 100
 """Rows looked at to find the columns."""
@@ -347,7 +347,7 @@ def first_rows(source: Source) -> list[Row]:
 def has_splits(train: Any, base: Path) -> bool:
     """Is this a data set with named splits?"""
     if isinstance(train, str | PathLike):
-        return str(train).startswith(PREFIX) or is_saved(base / Path(train).expanduser())
+        return str(train).startswith(PREFIX) or is_saved(base / expanded(train))
     return isinstance(train, Mapping) and any(hasattr(part, "features") for part in train.values())
 
 

@@ -25,6 +25,7 @@ from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
 from labeltune.labels import OUTSIDE, recognise
 from labeltune.schema import Example
+from labeltune.storage import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class Quarantine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file:
-            self._file.close()
+            with told(self.path):
+                self._file.close()
 
     def take(self, row: Row, fault: DataError) -> None:
         """Write one row: `{"at", "reason", "row"}`."""
@@ -86,7 +88,8 @@ class Quarantine:
             self._file = self._opened()
         reason = f"{fault.message}; {fault.hint}" if fault.hint else fault.message
         line = json.dumps({"at": fault.at or row.at, "reason": reason, "row": plain(row.fields)})
-        self._file.write(line + "\n")
+        with told(self.path):
+            self._file.write(line + "\n")
 
     def _opened(self) -> TextIO:
         try:

@@ -37,6 +37,7 @@ from labeltune.model.anatomy import find_blocks
 from labeltune.model.families import context_of, family_of
 from labeltune.model.lora import hush_bitsandbytes
 from labeltune.model.settings import MINI, ModelConfig
+from labeltune.storage import expanded
 
 SHORT = (torch.bfloat16, torch.float16)
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,7 +99,7 @@ def resolve(config: ModelConfig) -> str:
             raise ModelError("this installation lacks the bundled backbone 'mini'", at="model.name", hint=hint)
         return str(folder)
     if _is_folder(config.name):
-        folder = Path(config.name).expanduser()
+        folder = expanded(config.name)
         _check_folder(folder)
         return str(folder)
     if not re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", config.name, re.ASCII):
@@ -108,7 +109,7 @@ def resolve(config: ModelConfig) -> str:
 
 def _is_folder(name: str) -> bool:
     try:
-        return Path(name).expanduser().is_dir()
+        return expanded(name).is_dir()
     except (OSError, ValueError, RuntimeError):  # longer than a path may be, a null byte, an unknown user's home
         return False
 

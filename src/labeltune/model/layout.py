@@ -92,6 +92,10 @@ class Slot:
         finally:
             self._current, self.kept = before
 
+    def read(self) -> torch.Tensor | None:
+        """The tokens that are read in the running pass; None for all, or where no pass of ours is running."""
+        return None if self._current is None else self._current.read
+
     def narrow(self) -> None:
         """Make the tokens that are read the pass's only ones, until `widen`, or until it ends or fails."""
         self._whole = self._current

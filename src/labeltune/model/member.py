@@ -184,7 +184,7 @@ class LabelModel(nn.Module):
             if sum(map(len, read)) > MOST_READ * batch.slice_tokens[-1]:
                 return None
         read_M: torch.Tensor = torch.cat(read).unique()
-        return read_M
+        return read_M if len(read_M) else None
 
     def detach(self) -> None:
         """Take the adapters' hooks off the backbone; the model must not run afterwards."""

@@ -7,7 +7,7 @@ cast for the two thin products, whose gradients are cast back and accumulated in
 Layers that read the same tensor (q, k and v; gate and up) share what costs: its dropout is drawn once, and one product
 with their stacked A serves them all. The address of the mask is the first layer that reads the tensor, adapted or not.
 
-Several members: a loop over slices on CPU (bit-identical with each member alone), on other devices one `bmm` and one
+Several members: a loop over slices on CPU (each multiplies what it would alone), on other devices one `bmm` and one
 `baddbmm` over stacked adapters where slices are of equal size, since there launches are what a small pass costs.
 
 DoRA (Liu et al. 2024, arXiv 2402.09353) is computed here too and not through PEFT's layer, so that it packs, shares a

@@ -272,7 +272,7 @@ class Task(ABC):
             raise SettingsError(
                 f"{self.name} has no metric {metric!r}", at="train.select", hint=nearest(metric, self.metrics)
             )
-        return METRICS[metric]
+        return METRICS[metric].higher
 
 
 def _balanced(classes: Sequence[str], counts: np.ndarray | None) -> np.ndarray:

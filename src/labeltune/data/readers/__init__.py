@@ -39,7 +39,7 @@ from labeltune.data.readers.text import (
 )
 from labeltune.data.readers.trees import looks_like_trees, read_trees
 from labeltune.errors import DataError
-from labeltune.storage import is_there
+from labeltune.storage import expanded, is_there
 
 __all__ = [
     "PREFIX",
@@ -126,7 +126,7 @@ def open_source(
     if isinstance(data, str) and data.startswith(PREFIX):
         return open_hub(data, name, split)
     if isinstance(data, str | os.PathLike):
-        return _open_path(base / Path(data).expanduser(), name, columns, split, unlabelled)
+        return _open_path(base / expanded(data), name, columns, split, unlabelled)
     if isinstance(data, Mapping) and data and all(isinstance(part, str | os.PathLike) for part in data.values()):
         return _joined({key: open_source(part, name=name, base=base, columns=columns) for key, part in data.items()})
     return open_memory(data, name, split)
