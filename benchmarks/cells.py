@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,9 @@ class Cells:
         """Keep one more, at once on disk."""
         self.rows.append(row)
         append_jsonl(self.path, row)
+
+
+def ended(folder: Path) -> bool:
+    """Whether the training of a run folder went to its end, so that a kill or Ctrl-C is gone on with."""
+    metrics = folder / "metrics.json"
+    return metrics.exists() and json.loads(metrics.read_bytes())["train"]["status"] != "interrupted"

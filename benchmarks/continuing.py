@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cells import ended
+
 import labeltune
 
 NAMES = ("World", "Sports", "Business", "Sci/Tech")
@@ -49,10 +51,11 @@ def of(rows: Rows, labels: set[str]) -> Rows:
 def run(work: Path, name: str, model: str, parts: Sequence[Rows], init: Path | None, settings: dict[str, Any]) -> Any:
     """Train into WORK/name, or take what is there, and return its figures."""
     folder = work / name
-    if not folder.exists():
+    if not ended(folder):
         train, dev, *test = parts
         given = {"test": test[0]} if test else {}
-        labeltune.train(train, dev=dev, model=model, out=folder, init=init, settings=settings, **given)
+        how = {"init": init, "settings": settings, "resume": folder.exists()}
+        labeltune.train(train, dev=dev, model=model, out=folder, **how, **given)
     return labeltune.open_run(folder).metrics
 
 

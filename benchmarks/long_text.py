@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cells import ended
+
 import labeltune
 from labeltune.data.readers.folder import article_files, categories
 
@@ -50,9 +52,9 @@ def part_of(source: Path, to: Path) -> Path:
 def run(folder: Path, work: Path, model: str, side: str, seed: int) -> labeltune.Run:
     """Train one side of one seed, or take what is there."""
     out = work / f"{side}_{seed}"
-    if not out.exists():
+    if not ended(out):
         settings = {**SAME, "data.long": side, "train.seed": seed}
-        labeltune.train(folder, model=model, out=out, settings=settings, **PARTS)
+        labeltune.train(folder, model=model, out=out, settings=settings, resume=out.exists(), **PARTS)
     return labeltune.open_run(out)
 
 
