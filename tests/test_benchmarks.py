@@ -110,10 +110,10 @@ def test_the_limit_counts_the_products_of_a_pass(toy, shared, tmp_path, monkeypa
     cells = json.loads((tmp_path / "out.json").read_text())["cells"]
     # Forward: 7 a layer, A once for q, k, v and once for o, B four times; the head. Backward: towards the input of each
     # but q, k, v of the first; two for each B, and for each A where its input asks for a gradient, else one; two
-    # for the head.
+    # for the head. The last layer makes queries of the rows alone that are read: A once more for them.
     layers = 2
-    forward = layers * (7 + 2 + 4) + 1
-    backward = (7 * layers - 3) + layers * (4 * 2 + 2 * 2) - 1 + 2
+    forward = layers * (7 + 2 + 4) + 1 + 1
+    backward = (7 * layers - 3) + layers * (4 * 2 + 2 * 2) - 1 + 2 + 2
     assert {each["count"] for each in cells if each["dtype"] == "fp32"} == {forward + backward}
     assert all(abs(sum(each["shares"].values()) - 1) < 1e-6 for each in cells)
 

@@ -94,11 +94,11 @@ def killed(folder, name, moment):
         replace(one, other)
         moment == "after" and kill(other, name)
 
-    def removing(path):
+    def removing(path, **how):
         if moment == "removing":
             os.unlink(Path(path) / "00000003.parquet")
             kill(path, name)
-        remove(path)
+        remove(path, **how)
 
     os.replace, shutil.rmtree = replacing, removing
     predict_to(Path(folder) / "out.parquet", open_job(run, [source], rows=rows, scores=True))
