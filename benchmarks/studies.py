@@ -57,7 +57,7 @@ LOOKS = {"before": "before", "after": "heldout"}
 def meaning(bench: Bench) -> Iterator[Found]:
     """Do the bundled weights carry meaning? The same shape at random, another small model, and words counted.
 
-    The learning rate is the one that dev prefers, for each model and data set; then three seeds.
+    The learning rate is the one of `--rates` that dev prefers, for each model and data set; then `--seeds`.
     """
     models = [name for name in ("mini", "random", "tiny") if bench.models[name]]
     found = bench.each(_trained, [(set_, model) for set_ in bench.sets for model in models])
@@ -74,7 +74,7 @@ def _trained(bench: Bench, cell: tuple[str, str]) -> tuple[float, list[float]]:
     """The chosen learning rate, and the test scores of three seeds."""
     set_, model = cell
     rate = bench.best_rate(f"meaning/{set_}-{model}", set_, model)
-    found = bench.sweep(f"meaning/{set_}-{model}/seeds", set_, model, {"train.lr": [rate]}, SEEDS[:3])
+    found = bench.sweep(f"meaning/{set_}-{model}/seeds", set_, model, {"train.lr": [rate]}, SEEDS[: bench.seeds])
     return rate, scores_on_test(found, set_)
 
 
@@ -145,6 +145,16 @@ def passes(bench: Bench) -> Iterator[Found]:
             line: Found = {"data": DATA[set_].title, "rows": rows, "passes": number or usual}
             line |= {split: mean_sd(scores_on(split, own, set_)) for split in ("dev", "test")}
             yield line | {"metric": DATA[set_].metric}
+
+
+def sizes(bench: Bench) -> Iterator[Found]:
+    """Does a user who sets nothing get a good model, of a hundred rows and of all? One seed, scores of test."""
+    for set_ in bench.sets:
+        for rows in (100, len(bench.all_rows(set_))):
+            found = bench.sweep(f"sizes/{set_}-{rows}", set_, "mini", {}, SEEDS[:1], rows=rows)
+            usual = scheduled(TrainConfig(), rows, tokens=0).epochs
+            line: Found = {"data": DATA[set_].title, "rows": rows, "passes": usual, "metric": DATA[set_].metric}
+            yield line | {"labeltune": mean_sd(scores_on_test(found, set_)), "words": bench.baseline(set_, rows)}
 
 
 def head_and_alpha(bench: Bench) -> Iterator[Found]:
@@ -331,6 +341,7 @@ STUDIES: dict[str, Callable[[Bench], Iterator[Found]]] = {
         meaning,
         defaults,
         passes,
+        sizes,
         unmasked_pretraining,
         domain_pretraining,
         head_and_alpha,
@@ -356,6 +367,15 @@ def random_model(work: Path) -> str:
         LlamaForCausalLM(LlamaConfig.from_pretrained(mini)).save_pretrained(folder)
         PreTrainedTokenizerFast.from_pretrained(mini).save_pretrained(folder)
     return str(folder)
+
+
+def refuse_another(work: Path, options: Mapping[str, Any]) -> None:
+    """Exit where the folder was begun with other options: what is done there would be taken for theirs."""
+    path, own = work / "options.json", json.loads(json.dumps(options))
+    if not path.exists():
+        path.write_text(json.dumps(own) + "\n", "utf-8")
+    elif (begun := json.loads(path.read_text("utf-8"))) != own:
+        raise SystemExit(f"{work}: begun with {begun}, not {own}; take another folder")
 
 
 def report(work: Path, out: Path, hardware: str) -> None:
@@ -396,16 +416,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--tiny", help="another small backbone")
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="data sets of `meaning`")
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=[*DATA], help="data sets of `meaning`, `sizes`")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each cell of `meaning`")
     options = parser.parse_args(words)
     if options.verb == "report":
         report(options.work, options.out, options.hardware)
         return
     options.work.mkdir(parents=True, exist_ok=True)
+    refuse_another(options.work, {name: getattr(options, name) for name in ("rows", "rates", "tiny", "seeds")})
     models = {"mini": "mini", "random": random_model(options.work), "tiny": options.tiny}
     where = (options.data, options.work, options.rows, models)
-    bench = Bench(*where, options.processes, options.corpus, options.rates, options.sets)
+    bench = Bench(*where, options.processes, options.corpus, options.rates, options.sets, options.seeds)
     for name in options.only:
         lines = []
         for line in STUDIES[name](bench):

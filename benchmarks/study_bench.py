@@ -129,7 +129,7 @@ def _line(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the data are and where the sweeps go. rows: of a training, where the study does not say."""
+    """Where the data are and where the sweeps go. rows, seeds: of a cell, where the study does not say."""
 
     data: Path
     work: Path
@@ -139,6 +139,7 @@ class Bench:
     corpus: Path | None = None
     rates: Sequence[float] = RATES
     sets: Sequence[str] = SETS
+    seeds: int = 3
 
     def each(self, work: Callable[..., Any], cells: Sequence[Any]) -> dict[Any, Any]:
         """The values of independent cells, in processes side by side."""
@@ -173,6 +174,12 @@ class Bench:
             print(f"{name}: done", flush=True)
         with (folder / "all.csv").open(encoding="utf-8", newline="") as text:
             return [dict(row) for row in csv.DictReader(text)]
+
+    def all_rows(self, set_: str) -> list[Row]:
+        """The training rows of a set that is read from `--data`."""
+        if (known := DATA[set_].rows) is None:
+            raise SystemExit(f"{set_}: its rows are the demo's own; name other --sets")
+        return known(self.data)["train"]
 
     def texts(self, set_: str, most: int = 5_000) -> Path:
         """The training texts of a set, without labels, as documents."""
@@ -253,7 +260,9 @@ def mean_sd(scores: Sequence[float]) -> str:
 
 
 def interval(differences: Sequence[float]) -> str:
-    """Mean and 95 % t interval of paired differences, in points."""
+    """Mean and 95 % t interval of paired differences, in points; of one, the difference alone."""
     middle, count = statistics.mean(differences), len(differences)
+    if count < 2:
+        return f"{100 * middle:+.1f}"
     reach = student.ppf(0.975, count - 1) * statistics.stdev(differences) / count**0.5
     return f"{100 * middle:+.1f} [{100 * (middle - reach):+.1f}, {100 * (middle + reach):+.1f}]"

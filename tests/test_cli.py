@@ -188,6 +188,14 @@ def test_every_setting_is_listed_with_its_meaning(typed) -> None:
     assert all(row["meaning"] and row["type"] for row in rows)
 
 
+def test_tables_within_a_section_are_listed_key_by_key(typed) -> None:
+    rows = {row["name"]: row for row in json.loads(typed("settings", "sweep", "--json").out)}
+    assert rows["sweep.halving"]["type"] == "table" and not rows["sweep.halving"]["default"]
+    assert rows["sweep.halving.rungs"]["type"] == "list[int]" and rows["sweep.halving.rungs"]["default"] == "[1]"
+    assert rows["sweep.table"]["type"] == "list[table]" and rows["sweep.table.by"]["default"] == "(required)"
+    assert rows["sweep.budget.minutes"]["meaning"].startswith("No training begins after")
+
+
 def test_a_fraction_is_a_number_and_a_name_is_a_name(typed, small: Path, tiny_folder: Path, tmp_path: Path) -> None:
     words = ["--model", tiny_folder, "--out", tmp_path / "run", *QUICK]
     found = typed("train", small / "moods-train.jsonl", "--dev", "0.25", "--test", "0.25", *words)

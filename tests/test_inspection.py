@@ -10,7 +10,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from labeltune.data.encoding import TooLong
+from labeltune.data.cutting import TooLong
 from labeltune.errors import SettingsError
 from labeltune.inspection import inspect, show
 

@@ -28,6 +28,17 @@ def test_intervals_are_those_of_the_t_test(studies) -> None:
     assert studies.mean_sd([0.5, 0.7]) == "60.0 ± 14.1" and studies.mean_sd([0.5]) == "50.0"
 
 
+def test_of_one_seed_the_difference_stands_alone(studies) -> None:
+    assert studies.interval([0.123]) == "+12.3"
+
+
+def test_a_folder_goes_on_with_the_options_that_began_it(studies, tmp_path) -> None:
+    studies.refuse_another(tmp_path, {"rows": 300, "rates": (1e-3, 3e-3)})
+    studies.refuse_another(tmp_path, {"rows": 300, "rates": [1e-3, 3e-3]})
+    with pytest.raises(SystemExit, match=r"begun with .*300.* not .*1000"):
+        studies.refuse_another(tmp_path, {"rows": 1000, "rates": [1e-3, 3e-3]})
+
+
 def test_scores_are_chosen_by_value_and_ordered_by_seed(studies) -> None:
     rows = [
         {"seed": "2", "model.unmask": "all", "test_macro_f1": "0.2"},

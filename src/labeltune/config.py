@@ -5,11 +5,12 @@ Flags and `--set` win over the file, the file over the defaults. Paths in a file
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 from pydantic.fields import FieldInfo
@@ -150,31 +151,59 @@ def to_toml(config: Config) -> str:
 
 
 def describe(section: str | None = None, root: type[Settings] = Config) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, meaning) of every setting of `root`, or of a section; none where there is no such one."""
+    """(name, type, default, meaning) of every setting of `root`, or of a section; none where there is no such one.
+
+    A table inside a section has a line, and one for each of its keys (`sweep.halving.factor`).
+    """
     rows = []
     for name, info in root.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            if section in (None, name):
-                rows += [_describe(f"{name}.{key}", field) for key, field in kind.model_fields.items()]
-        elif section is None:
-            rows.append(_describe(name, info))
+        kind = table_of(info.annotation)
+        if kind is None:
+            rows += [_describe(name, info)] if section is None else []
+        elif section in (None, name):
+            rows += _describe_keys(name, kind)
     return rows
 
 
+def _describe_keys(prefix: str, kind: type[Settings]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for key, info in kind.model_fields.items():
+        rows.append(_describe(f"{prefix}.{key}", info))
+        inner = table_of(info.annotation)
+        rows += _describe_keys(f"{prefix}.{key}", inner) if inner else []
+    return rows
+
+
+def table_of(kind: Any) -> type[Settings] | None:
+    """The settings that a field's type holds: itself, one that may be left out, or a list of them; else none."""
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return kind
+    return next((found for part in get_args(kind) if (found := table_of(part))), None)
+
+
 def _describe(name: str, info: FieldInfo) -> tuple[str, str, str, str]:
-    default = info.default
-    shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    return name, _type_name(info.annotation), shown, " ".join((info.description or "").split())
+    meaning = " ".join((info.description or "").split())
+    return name, _type_name(info.annotation), "(required)" if info.is_required() else _shown(info.default), meaning
+
+
+def _shown(default: Any) -> str:
+    """As TOML says it, texts without quotation marks; nothing for what has no default or is a table."""
+    if default is None or isinstance(default, Settings):
+        return ""
+    return default if isinstance(default, str) else json.dumps(default)
 
 
 def _type_name(kind: Any) -> str:
-    """`str | float` for the type of a field, without None and validators."""
+    """`str | float` for the type of a field, without None and validators; a tuple is TOML's list."""
     if get_origin(kind) is Annotated:
         return _type_name(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
         return " | ".join(dict.fromkeys(_type_name(part) for part in get_args(kind) if part is not NoneType))
+    if get_origin(kind) is Literal:
+        return " | ".join(json.dumps(value) for value in get_args(kind))
     if get_args(kind):
         inner = ", ".join(_type_name(part) for part in get_args(kind) if part is not Ellipsis)
-        return f"{get_origin(kind).__name__}[{inner}]"
-    return str(getattr(kind, "__name__", kind))
+        return f"{_type_name(get_origin(kind))}[{inner}]"
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return "table"
+    return "list" if kind is tuple else str(getattr(kind, "__name__", kind))

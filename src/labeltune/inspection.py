@@ -15,8 +15,9 @@ from rich.text import Text
 
 from labeltune.assembly import make_encoder, task_of
 from labeltune.config import Config, gather, with_settings
+from labeltune.data.cutting import TooLong
 from labeltune.data.datasets import Dataset, Loaded, load
-from labeltune.data.encoding import Encoder, Shown, TooLong
+from labeltune.data.encoding import Encoder, Shown
 from labeltune.data.lint import Finding, lint
 from labeltune.data.specials import unknown_token
 from labeltune.errors import SettingsError

@@ -11,20 +11,20 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from labeltune.data import units, windows
-from labeltune.data.alignment import Spans, align, blank_tokens
+from labeltune.data.alignment import Spans
+from labeltune.data.cutting import Cutter, Row, Targets
 from labeltune.data.padding import Padding
 from labeltune.data.settings import DataConfig
-from labeltune.data.specials import capacity, check_fast, check_offsets, special_tokens
-from labeltune.data.windows import Cuts, Windows
-from labeltune.errors import DataError, SettingsError
+from labeltune.data.specials import check_fast, check_offsets, special_tokens
+from labeltune.data.tokenising import Tokeniser
+from labeltune.data.windows import Windows
+from labeltune.errors import SettingsError
 from labeltune.schema import Encoded, Example
 
 if TYPE_CHECKING:
@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000  # tokenised together, on all cores
 FORMAT = 1  # part of every key; to be raised when the same settings encode differently
-
-
-class TooLong(DataError):
-    """A text of more tokens than the settings let in."""
 
 
 class Shown(NamedTuple):
@@ -46,36 +41,6 @@ class Shown(NamedTuple):
     text: str
     id: int
     role: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A whole text's tokens. ids: int32 (n); starts, ends: int64 (n), ascending, or empty where nobody reads them."""
-
-    ids: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A text fitted to the settings.
-
-    ids: int32 (n), what is left of the tokens; source: int64 (n), their places in the whole text.
-    first, last: int64 (t), the tokens first:last of each unit; empty for a document.
-    spans: the characters of the t targets.
-    """
-
-    ids: np.ndarray
-    source: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    spans: Spans
-    dropped_units: int = 0
-    dropped_characters: int = 0
-
-    def cuts(self) -> Cuts:
-        return Cuts.around(self.first, self.last, len(self.ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +79,7 @@ class Encoder:
         *,
         config: DataConfig,
         max_tokens: int,
-        targets: Literal["document", "units"],
+        targets: Targets,
         label_of: Callable[[Example, Spans], np.ndarray],
         whole_special: bool = False,
         edge: Literal["first", "last", "inside"] = "inside",
@@ -129,16 +94,22 @@ class Encoder:
         self.targets, self.label_of, self.whole_special, self.edge = targets, label_of, whole_special, edge
         self.specials = special_tokens(tokenizer, config.bos, config.eos)
         self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (self.specials.prefix, self.specials.suffix))
-        self.capacity = capacity(max_tokens, self.specials, config.repeat + 1)
+        self._tokens = Tokeniser(tokenizer)
+        self._cutter = Cutter(self._tokens, self.specials, config=config, max_tokens=max_tokens, targets=targets)
         self.padding = Padding.of(config, tokenizer, pooled=targets == "document" and edge == "inside")
         self._offsets = targets == "units" or config.long == "truncate"
         if self._offsets:
             check_offsets(tokenizer)
 
+    @property
+    def capacity(self) -> int:
+        """The tokens of a text that one window holds."""
+        return self._cutter.capacity
+
     def encode(self, example: Example) -> Encoded:
         """The example alone, without neighbours."""
-        (text,) = self._texts([example], self._offsets)
-        return self._encoded(example, self._fitted(example, text))
+        (text,) = self._tokens.of([example], places=self._offsets)
+        return self._encoded(example, self._cutter.fit(example, text))
 
     def encode_many(self, examples: Iterable[Example]) -> Iterator[Encoded]:
         """The examples in order, tokenised in chunks; with `data.context`, each between its neighbours.
@@ -162,7 +133,8 @@ class Encoder:
         return list(encoded if self.padding is None else self.padding.pad(encoded))
 
     def _encode_many(self, examples: Iterable[Example]) -> Iterator[Encoded]:
-        rows = ((one, self._fitted(one, text)) for one, text in self._tokenised(examples))
+        texts = self._tokens.stream(examples, places=self._offsets)
+        rows = ((one, self._cutter.fit(one, text)) for one, text in texts)
         for before, (example, row), after in neighbours(rows, self.config.context):
             near = ([r.ids for other, r in side if self._same_group(other, example)] for side in (before, after))
             yield self._encoded(example, row, *near)
@@ -184,125 +156,18 @@ class Encoder:
 
     def show(self, example: Example) -> list[Shown]:
         """The tokens of the example's windows, in order, with what becomes of each."""
-        (text,) = self._texts([example], True)
-        row = self._fitted(example, text)
+        (text,) = self._tokens.of([example], places=True)
+        row = self._cutter.fit(example, text)
         stream = self._stream(example, row, (), ())
         roles, source = _roles(stream, self._encoded(example, row), self.edge, self.config.repeat)
         names = list(self.tokenizer.convert_ids_to_tokens(stream.tokens.tolist()))
-        for place in np.flatnonzero((source >= 0) & ~self._blank[stream.tokens]):
+        for place in np.flatnonzero((source >= 0) & ~self._tokens.blank[stream.tokens]):
             token = row.source[source[place]]
             names[place] = example.text[text.starts[token] : text.ends[token]] or names[place]
         return [Shown(*each) for each in zip(names, stream.tokens.tolist(), roles.tolist(), strict=True)]
 
-    # Text -> tokens
-
-    @cached_property
-    def _blank(self) -> np.ndarray:
-        return blank_tokens(self.tokenizer)
-
-    def _tokenised(self, examples: Iterable[Example]) -> Iterator[tuple[Example, _Text]]:
-        for chunk in _chunks(examples):
-            yield from zip(chunk, self._texts(chunk, self._offsets), strict=True)
-
-    def _texts(self, examples: Sequence[Example], offsets: bool) -> Iterator[_Text]:
-        texts = [_sound(example) for example in examples]
-        return self._with_places(texts) if offsets else self._ids_alone(texts)
-
-    def _ids_alone(self, texts: list[str]) -> Iterator[_Text]:
-        """Without places, which nobody reads of a document, and which take a tokenizer up to half of its time."""
-        fast, nowhere = self.tokenizer.backend_tokenizer, np.empty(0, np.int64)
-        fast.no_truncation()  # a saved tokenizer may cut and pad by itself
-        fast.no_padding()
-        for found in fast.encode_batch_fast(texts, add_special_tokens=False):
-            yield _Text(np.array(found.ids, np.int32), nowhere, nowhere)
-
-    def _with_places(self, texts: list[str]) -> Iterator[_Text]:
-        found = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            padding=False,
-            truncation=False,
-            verbose=False,
-        )
-        for ids, places in zip(found["input_ids"], found["offset_mapping"], strict=True):
-            ranges = np.array(places, np.int64).reshape(-1, 2)
-            yield _Text(np.array(ids, np.int32), *np.maximum.accumulate(ranges, axis=0).T)
-
-    # Tokens -> what fits
-
-    def _fitted(self, example: Example, text: _Text) -> _Row:
-        if len(text.ids) + len(self.specials) == 0:
-            raise DataError("the tokenizer makes no token of this text", at=example.id, hint="remove the row")
-        row = self._whole(example, text)
-        if len(row.ids) <= self.capacity:
-            return row
-        if self.config.long == "error":
-            raise self._too_long(example, len(row.ids))
-        if (row.last - row.first > self.capacity).any():
-            row = self._unit_tails_cut(row)
-        if self.config.long == "truncate" and len(row.ids) > self.capacity:
-            row = self._shortened(example, text, row)
-        return replace(row, dropped_characters=_characters_lost(text, row.source))
-
-    def _whole(self, example: Example, text: _Text) -> _Row:
-        source = np.arange(len(text.ids))
-        if self.targets == "document":
-            nothing = np.empty(0, np.int64)
-            return _Row(text.ids, source, nothing, nothing, [(0, len(example.text))])
-        spans = units.find(example.text, self.config.unit) if example.units is None else example.units
-        first, last = align(example.text, text.starts, text.ends, self._blank[text.ids], spans)
-        return _Row(text.ids, source, first, last, spans)
-
-    def _unit_tails_cut(self, row: _Row) -> _Row:
-        """A unit that no window holds keeps its first tokens; one that shared a lost token reads the last one left."""
-        keep = np.ones(len(row.ids), bool)
-        for unit in np.flatnonzero(row.last - row.first > self.capacity):
-            keep[row.first[unit] + self.capacity : row.last[unit]] = False
-        row = _kept(row, keep)
-        first = np.minimum(row.first, row.last - 1)
-        return replace(row, first=first)
-
-    def _shortened(self, example: Example, text: _Text, row: _Row) -> _Row:
-        room = (0, len(row.ids))
-        if example.room is not None:
-            starts, ends = text.starts[row.source], text.ends[row.source]
-            first = int(np.searchsorted(starts, example.room[0]))
-            room = first, max(first, int(np.searchsorted(ends, example.room[1], side="right")))
-        cut = windows.shorten(row.cuts(), capacity=self.capacity, room=room)
-        if cut is None:
-            raise self._too_long(example, len(row.ids), fixed=True)
-        keep = np.ones(len(row.ids), bool)
-        keep[slice(*cut)] = False
-        short = _kept(row, keep)
-        if self.targets == "document":
-            return replace(short, dropped_units=self._words_lost(example, text, keep))
-        whole = np.flatnonzero(short.last > short.first)
-        spans = [row.spans[unit] for unit in whole.tolist()]
-        lost = len(row.spans) - len(spans)
-        return replace(short, first=short.first[whole], last=short.last[whole], spans=spans, dropped_units=lost)
-
-    def _words_lost(self, example: Example, text: _Text, keep: np.ndarray) -> int:
-        """The words of a document that keep no token: bool (n) says which tokens stay."""
-        words = units.find(example.text, self.config.unit) if example.units is None else example.units
-        first, last = align(example.text, text.starts, text.ends, self._blank[text.ids], words)
-        kept = np.concatenate(([0], np.cumsum(keep)))
-        return int((kept[last] == kept[first]).sum())
-
-    def _too_long(self, example: Example, count: int, *, fixed: bool = False) -> TooLong:
-        what = f"the text has {count + len(self.specials)} tokens, special tokens included, and {self.max_tokens} fit"
-        if fixed:
-            what += ", even without the field that may be shortened"
-            return TooLong(what, at=example.id, hint="raise data.max_tokens, or name another data.long_field")
-        hint = 'raise data.max_tokens, or set data.long to "window" or "truncate"'
-        return TooLong(what, at=example.id, hint=hint)
-
-    # What fits -> windows and pieces
-
     def _encoded(
-        self, example: Example, row: _Row, before: Sequence[np.ndarray] = (), after: Sequence[np.ndarray] = ()
+        self, example: Example, row: Row, before: Sequence[np.ndarray] = (), after: Sequence[np.ndarray] = ()
     ) -> Encoded:
         stream = self._stream(example, row, before, after)
         starts, ends, weights = self._unit_pieces(row, stream) if self.targets == "units" else self._pieces(row, stream)
@@ -319,10 +184,8 @@ class Encoder:
             dropped_characters=row.dropped_characters,
         )
 
-    def _stream(
-        self, example: Example, row: _Row, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
-    ) -> _Stream:
-        plan = self._windows(example, row)
+    def _stream(self, example: Example, row: Row, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> _Stream:
+        plan = self._cutter.windows(example, row)
         left, right = _around(before, after, self.capacity - len(row.ids))
         prefix, suffix, repeat = self._prefix, self._suffix, self.config.repeat
         parts = [
@@ -335,26 +198,13 @@ class Encoder:
         shift = begins[:-1] + len(prefix) + repeat * copies + len(left) - plan.starts
         return _Stream(plan, tokens, begins, shift, copies)
 
-    def _windows(self, example: Example, row: _Row) -> Windows:
-        if len(row.ids) <= self.capacity:
-            return windows.whole(len(row.ids))
-        plan = windows.plan(row.cuts(), capacity=self.capacity, overlap=self.config.overlap)
-        most = self.config.max_windows
-        if len(plan) > most:
-            raise TooLong(
-                f"the text needs {len(plan)} windows of {self.max_tokens} tokens, and {most} are allowed",
-                at=example.id,
-                hint='raise data.max_windows or data.max_tokens, or set data.long to "truncate"',
-            )
-        return plan
-
-    def _unit_pieces(self, row: _Row, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _unit_pieces(self, row: Row, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shift = stream.shift[stream.windows.owner(row.first)]
         if len(row.ids) == 0:  # every character was dropped: the units read the window's first special token
             return np.zeros_like(row.first), np.ones_like(row.last), np.ones_like(row.first)
         return shift + row.first, shift + row.last, row.last - row.first
 
-    def _pieces(self, row: _Row, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pieces(self, row: Row, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One piece per window: starts, ends, weights (W)."""
         borders, begins = stream.windows.borders, stream.begins
         starts, ends = stream.shift + borders[:-1], stream.shift + borders[1:]
@@ -369,24 +219,6 @@ class Encoder:
     def _same_group(self, one: Example, other: Example) -> bool:
         name = self.config.group
         return name is None or one.fields.get(name) == other.fields.get(name)
-
-
-def _kept(row: _Row, keep: np.ndarray) -> _Row:
-    """The row without some tokens; units that lose all of theirs are left with an empty range."""
-    place = np.concatenate(([0], np.cumsum(keep)))
-    return replace(row, ids=row.ids[keep], source=row.source[keep], first=place[row.first], last=place[row.last])
-
-
-def _characters_lost(text: _Text, source: np.ndarray) -> int:
-    """How many characters lost a token, of which one character may have several."""
-    cut = np.ones(len(text.ids), bool)
-    cut[source] = False
-    if not cut.any():
-        return 0
-    covered = np.zeros(int(text.ends.max()) + 1, np.int64)
-    np.add.at(covered, text.starts[cut], 1)
-    np.add.at(covered, text.ends[cut], -1)
-    return int((covered.cumsum() > 0).sum())
 
 
 def neighbours(rows: Iterable[T], count: int) -> Iterator[tuple[list[T], T, list[T]]]:
@@ -409,32 +241,6 @@ def _around(before: Sequence[np.ndarray], after: Sequence[np.ndarray], spare: in
     left, right = np.concatenate((nothing, *before)), np.concatenate((nothing, *after))
     size = min(len(left), max(spare // 2, spare - len(right)))
     return left[len(left) - size :], right[: spare - size]
-
-
-def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    chunk: list[Example] = []
-    characters = 0
-    for example in examples:
-        chunk.append(example)
-        characters += len(example.text)
-        if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _sound(example: Example) -> str:
-    """The text, which must have a UTF-8 form."""
-    try:
-        example.text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"character {error.start} of the text is a lone surrogate, which no tokenizer reads",
-            at=example.id,
-            hint="it is half of a character: mend the file's encoding",
-        ) from None
-    return example.text
 
 
 def _roles(stream: _Stream, encoded: Encoded, edge: str, repeat: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from labeltune.data.encoding import TooLong
+from labeltune.data.cutting import TooLong
 from labeltune.errors import LabeltuneError
 from labeltune.serve.engine import Overloaded
 from labeltune.serve.fleet import Unknown
