@@ -3,7 +3,7 @@
     python benchmarks/plots.py
 
 Every JSON file whose name begins like an entry of PLOTS is drawn, the latest of each kind of hardware; what is not
-there is left out. The same files give the same pictures, byte for byte.
+there is left out, and so is what a file lists as withdrawn. The same files give the same pictures, byte for byte.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def training_speed(facts: Facts) -> Figure:
         f"{cell['text']}\n{cell['size']}" + ("" if cell["dtype"] == "float32" else f"\n{cell['dtype']}"): {
             side: cell["rows_per_second"][side] / cell["rows_per_second"]["A"]
             for side in COLOURS
-            if side in cell["rows_per_second"]
+            if side in cell["rows_per_second"] and side not in facts.get("withdrawn", ())
         }
         for cell in cells
     }
-    return _bars(groups, "rows/s, A = 1", "Training beside Trainer + PEFT (A: padded to the longest, B: grouped)")
+    return _bars(groups, "rows/s, A = 1", "Training beside Trainer + PEFT (A: padded to the longest; B: grouped)")
 
 
 def gpu(facts: Facts) -> Figure:
@@ -85,7 +85,11 @@ def prediction_speed(facts: Facts) -> Figure:
 def sweep_speed(facts: Facts) -> Figure:
     """Rates of a sweep and of what it replaces, as a multiple of one training after another."""
     groups = {
-        size: {side: rate / rates["one by one"] for side, rate in rates.items() if side != "whole"}
+        size: {
+            side: rate / rates["one by one"]
+            for side, rate in rates.items()
+            if side != "whole" and side not in facts.get("withdrawn", ())
+        }
         for size, rates in facts.items()
         if isinstance(rates, Mapping) and "one by one" in rates
     }

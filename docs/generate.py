@@ -38,6 +38,7 @@ def settings() -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     """Each command with its arguments and options."""
+    yield from ("", "`labeltune --version` prints the version, `labeltune COMMAND --help` what follows.")
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
         yield from ("", f"### `labeltune {name}`", "", command.help or "", "", "| | what |", "|---|---|")

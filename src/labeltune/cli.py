@@ -146,7 +146,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="One recipe, printed whole as TOML.")] = None,
     json_: Json = False,
 ) -> None:
-    """The papers' recipes: data, model, published score, cost."""
+    """The papers' recipes: published score, model, source; with --json also protocol, cost and settings."""
     from labeltune.recipes.book import find
     from labeltune.recipes.book import recipes as all_recipes
 
@@ -289,7 +289,7 @@ def export(
         Path | None, typer.Option("--out", help="The new folder [RUN/exports/FORMAT, or FORMAT-DTYPE].")
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Where the dev rows' file lies now.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32; bf16 (transformers); int8 (onnx).")] = "fp32",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32; bf16 (transformers, hub); int8 (onnx).")] = "fp32",
     repo: Annotated[str | None, typer.Option("--repo", help="owner/name on the hub to push to (--to hub).")] = None,
     public: Annotated[bool, typer.Option("--public", help="A repository that everybody sees.")] = False,
     widget: Annotated[

@@ -183,7 +183,8 @@ def table_of(kind: Any) -> type[Settings] | None:
 
 def _describe(name: str, info: FieldInfo) -> tuple[str, str, str, str]:
     meaning = " ".join((info.description or "").split())
-    return name, _type_name(info.annotation), "(required)" if info.is_required() else _shown(info.default), meaning
+    kind = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    return name, _type_name(kind), "(required)" if info.is_required() else _shown(info.default), meaning
 
 
 def _shown(default: Any) -> str:
@@ -194,9 +195,10 @@ def _shown(default: Any) -> str:
 
 
 def _type_name(kind: Any) -> str:
-    """`str | float` for the type of a field, without None and validators; a tuple is TOML's list."""
+    """`str | float` for the type of a field, without None; names for a choice of them; a tuple is TOML's list."""
     if get_origin(kind) is Annotated:
-        return _type_name(get_args(kind)[0])
+        names = [getattr(getattr(rule, "func", None), "names", ()) for rule in kind.__metadata__]
+        return " | ".join(map(json.dumps, sum(names, ()))) or _type_name(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
         return " | ".join(dict.fromkeys(_type_name(part) for part in get_args(kind) if part is not NoneType))
     if get_origin(kind) is Literal:

@@ -181,7 +181,8 @@ def _allowed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         if name not in known_names(Config):
             raise SettingsError("unknown setting", at=name, hint=nearest(name, known_names(Config)))
         if name not in FREE and not name.startswith("data."):
-            raise SettingsError("this cannot differ from the training", at=name, hint="free are " + ", ".join(FREE))
+            hint = f"free are data.…, {', '.join(FREE)}"
+            raise SettingsError("this cannot differ from the training", at=name, hint=hint)
     return settings
 
 

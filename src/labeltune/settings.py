@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -24,18 +25,25 @@ class Settings(BaseModel):
     )
 
 
-def one_of(table: Iterable[str], *, meant: Mapping[str, str] = {}) -> AfterValidator:
-    """A validator: the value is a name of `table`; the error says the nearest one, or what others mean by a name."""
-    names = tuple(table)
+@dataclass(frozen=True)
+class Choice:
+    """A check that a value is one of some names; meant: what others call them."""
 
-    def check(value: str) -> str:
-        if value not in names:
-            close = nearest(meant.get(value, value), names)
+    names: tuple[str, ...]
+    meant: Mapping[str, str] = field(compare=False)
+
+    def __call__(self, value: str) -> str:
+        """The value itself; else an error with the nearest name."""
+        if value not in self.names:
+            close = nearest(self.meant.get(value, value), self.names)
             way_out = f"; {close}" if close.startswith("did") else ""  # else it would list the names again
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}{way_out}")
+            raise ValueError(f"{value!r} is not one of {', '.join(self.names)}{way_out}")
         return value
 
-    return AfterValidator(check)
+
+def one_of(table: Iterable[str], *, meant: Mapping[str, str] = {}) -> AfterValidator:
+    """A validator: the value is a name of `table`; the error says the nearest one, or what others mean by a name."""
+    return AfterValidator(Choice(tuple(table), meant))
 
 
 def build(kind: type[S], values: Mapping[str, Any], *, at: str = "") -> S:
