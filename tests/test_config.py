@@ -54,6 +54,25 @@ def test_what_is_set_later_wins_and_the_rest_stays(before, after) -> None:
     assert both == expected
 
 
+def test_a_measure_that_is_given_later_takes_the_place_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("[train]\nsteps = 100\nbatch_tokens = 2048\n")
+    asked = gather(tmp_path / "s.toml", {}, {"train.epochs": 3, "train.batch_rows": 8}).train
+    assert (asked.epochs, asked.steps, asked.batch_rows, asked.batch_tokens) == (3, None, 8, None)
+    again = with_settings(gather(None, {}, {"train.epochs": 3}), {"train.steps": 7, "train.batch_tokens": 512}).train
+    assert (again.epochs, again.steps, again.batch_tokens) == (None, 7, 512)
+    assert gather(tmp_path / "s.toml", {}, {"train.epochs": None}).train.steps == 100
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("train.epochs", "train.steps"), ("train.batch_rows", "train.batch_tokens")], ids=str
+)
+def test_two_measures_of_one_thing_are_refused(one: str, other: str) -> None:
+    with pytest.raises(SettingsError, match=f"{other}: {one} is given as well.*; give one of them"):
+        gather(None, {}, {other: 5, one: 5})
+    with pytest.raises(SettingsError, match=f"{other}: {one} is given as well"):
+        with_settings(Config(), {one: 5, other: 5})
+
+
 @given(st.sampled_from(known_names(Config)), TEXTS)
 @example("train.lr", "1e999")
 @example("train.seed", "0x10")

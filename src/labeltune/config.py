@@ -26,6 +26,9 @@ from labeltune.training.settings import EvalConfig, TrainConfig
 PATHS = ("data.train", "data.dev", "data.test", "model.name", "train.init")
 """Settings that may name a file or folder."""
 
+RIVALS = (("train.epochs", "train.steps"), ("train.batch_rows", "train.batch_tokens"), ("adapt.epochs", "adapt.tokens"))
+"""Two measures of one thing: who sets one of them after the other means it instead."""
+
 
 class Config(Settings):
     """The settings of one run, by section."""
@@ -99,6 +102,27 @@ def put(tree: Tree, name: str, value: Any) -> None:
     tree[last] = value
 
 
+def put_over(tree: Tree, values: Mapping[str, Any]) -> None:
+    """Set dotted names over what is there; a measure of the same thing that was there gives way.
+
+    Raises:
+        SettingsError: both measures of one thing are among the values.
+    """
+    for one, other in RIVALS:
+        if values.get(one) is not None and values.get(other) is not None:
+            message = f"{one} is given as well, another measure of the same"
+            raise SettingsError(message, at=other, hint="give one of them")
+    for name, value in values.items():
+        put(tree, name, value)
+        if value is not None and (rival := _rival(name)):
+            section, _, key = rival.partition(".")
+            tree[section].pop(key, None)
+
+
+def _rival(name: str) -> str | None:
+    return next((pair[1 - pair.index(name)] for pair in RIVALS if name in pair), None)
+
+
 def make(tree: Mapping[str, Any], *, at: str = "") -> Config:
     """Validate nested tables into a Config."""
     return build(Config, tree, at=at)
@@ -116,17 +140,17 @@ def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings:
         if "sweep" in tree:
             raise SettingsError("these are the settings of a sweep", at=str(base), hint=f"labeltune sweep {base}")
         make(tree, at=str(base or ""))
-    for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
-        put(tree, name, beside(Path.cwd(), value, name) if name in PATHS else value)
+    given = {name: value for name, value in flags.items() if value is not None}
+    for values in (given, settings):
+        here = {name: beside(Path.cwd(), value, name) if name in PATHS else value for name, value in values.items()}
+        put_over(tree, here)
     return make(tree)
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
-    """A replacement of `config` with dotted names set."""
+    """A replacement of `config` with dotted names set; those that are None stay as they are."""
     tree = config.model_dump(exclude_none=True)
-    for name, value in values.items():
-        if value is not None:
-            put(tree, name, value)
+    put_over(tree, {name: value for name, value in values.items() if value is not None})
     return make(tree)
 
 

@@ -27,6 +27,14 @@ def test_mini_is_the_bundled_model_beside_a_folder_of_that_name(tmp_path: Path):
     assert gather_training(tmp_path / "s.toml", {}, {}).model.name == "mini"
 
 
+def test_passes_given_over_a_file_take_the_place_of_its_tokens(tmp_path: Path):
+    (tmp_path / "s.toml").write_text("adapt.tokens = 5000\n")
+    asked = gather(tmp_path / "s.toml", {}, {"adapt.epochs": 2}).adapt
+    assert (asked.epochs, asked.tokens) == (2, None)
+    with pytest.raises(SettingsError, match=r"adapt.tokens: adapt.epochs is given as well"):
+        gather(None, {}, {"adapt.epochs": 2, "adapt.tokens": 5000})
+
+
 def test_the_same_name_is_the_same_model_once_a_folder_has_it(tmp_path: Path):
     before = gather(None, {"model.name": "owner/name"}, {})
     (tmp_path / "owner" / "name").mkdir(parents=True)

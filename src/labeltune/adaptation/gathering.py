@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from labeltune.adaptation.settings import Adaptation
-from labeltune.config import put
+from labeltune.config import put_over
 from labeltune.data.readers import PREFIX
 from labeltune.errors import RunError, SettingsError, nearest
 from labeltune.folder import contradicts
@@ -41,8 +41,10 @@ def gather(base: str | Path | None, flags: Mapping[str, Any], settings: Mapping[
         SettingsError: an unknown or impossible setting, or one that has no meaning here.
     """
     tree = _read(Path(base)) if base else {}
-    for name, value in [*((n, v) for n, v in flags.items() if v is not None), *settings.items()]:
-        put(tree, name, _placed(name, value, Path.cwd()) if name in PATHS else value)
+    given = {name: value for name, value in flags.items() if value is not None}
+    for values in (given, settings):
+        here = {name: _placed(name, value, Path.cwd()) if name in PATHS else value for name, value in values.items()}
+        put_over(tree, here)
     config = build(Adaptation, tree, at=str(base or ""))
     _refuse_settings_as_text(config.adapt.texts)
     _refuse_unread(config)
