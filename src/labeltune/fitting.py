@@ -78,7 +78,7 @@ def train(
     else:
         refuse_existing(folder)
         refuse_inside(folder, (asked.data.train, asked.data.dev, asked.data.test))
-    with joined(sharded=asked.train.shard) as world, threads(asked.train.threads):
+    with joined(sharded=asked.train.shard, device=asked.train.device) as world, threads(asked.train.threads):
         world.wait()  # all have read what is in the folder
         with _place(folder, world) as own:
             if not resume and world.rank == 0:

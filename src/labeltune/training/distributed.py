@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from labeltune.data.batches import micro_batches
+from labeltune.errors import SettingsError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,16 +112,21 @@ def asked_for() -> int:
 
 
 @contextmanager
-def joined(*, sharded: bool = False) -> Iterator[World]:
-    """Join the processes that torchrun has started, for the length of a training."""
+def joined(*, sharded: bool = False, device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun has started, for the length of a training; device: `train.device`.
+
+    Raises:
+        SettingsError: torchrun has started more processes on this machine than it has GPUs.
+    """
     if asked_for() == 1:
         yield ALONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     begun = not dist.is_initialized()
     if begun:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(backend)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), sharded)
     finally:
@@ -128,12 +134,22 @@ def joined(*, sharded: bool = False) -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def _take_gpu(place: int) -> None:
+    """Give this process, the machine's number `place`, a GPU of its own."""
+    if place >= (count := torch.cuda.device_count()):
+        hint = f"start at most {count}, or set train.device = 'cpu'"
+        raise SettingsError(
+            f"the machine has {count} GPUs, and this is its process {place + 1}", at="torchrun", hint=hint
+        )
+    torch.cuda.set_device(place)
+
+
 def shard(body: nn.Module, blocks: Sequence[nn.Module], world: World, dtype: torch.dtype | None = None) -> None:
     """Divide a frozen backbone among the processes, block by block, in place.
 
     dtype: what the weights become on the way; so nobody holds more than a block of them whole.
     """
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world.size,))
+    mesh = init_device_mesh("cuda" if dist.get_backend() == "nccl" else "cpu", (world.size,))
     for part in (*blocks, body):
         for parameter in part.parameters():
             if dtype is not None and not isinstance(parameter, DTensor):
