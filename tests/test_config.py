@@ -63,14 +63,10 @@ def test_a_measure_that_is_given_later_takes_the_place_of_the_other(tmp_path: Pa
     assert gather(tmp_path / "s.toml", {}, {"train.epochs": None}).train.steps == 100
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("train.epochs", "train.steps"), ("train.batch_rows", "train.batch_tokens")], ids=str
-)
-def test_two_measures_of_one_thing_are_refused(one: str, other: str) -> None:
-    with pytest.raises(SettingsError, match=f"{other}: {one} is given as well.*; give one of them"):
-        gather(None, {}, {other: 5, one: 5})
-    with pytest.raises(SettingsError, match=f"{other}: {one} is given as well"):
-        with_settings(Config(), {one: 5, other: 5})
+def test_of_two_measures_given_at_once_the_second_counts() -> None:
+    for values in ({"train.epochs": 3, "train.steps": 7}, {"train.steps": 7, "train.epochs": 3}):
+        asked = gather(None, {}, values).train
+        assert (asked.epochs, asked.steps) == (None, 7)
 
 
 @given(st.sampled_from(known_names(Config)), TEXTS)

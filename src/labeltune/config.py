@@ -27,7 +27,7 @@ PATHS = ("data.train", "data.dev", "data.test", "model.name", "train.init")
 """Settings that may name a file or folder."""
 
 RIVALS = (("train.epochs", "train.steps"), ("train.batch_rows", "train.batch_tokens"), ("adapt.epochs", "adapt.tokens"))
-"""Two measures of one thing: who sets one of them after the other means it instead."""
+"""Two measures of one thing: where both are given at once, the second counts; one that is given later replaces both."""
 
 
 class Config(Settings):
@@ -103,24 +103,15 @@ def put(tree: Tree, name: str, value: Any) -> None:
 
 
 def put_over(tree: Tree, values: Mapping[str, Any]) -> None:
-    """Set dotted names over what is there; a measure of the same thing that was there gives way.
-
-    Raises:
-        SettingsError: both measures of one thing are among the values.
-    """
-    for one, other in RIVALS:
-        if values.get(one) is not None and values.get(other) is not None:
-            message = f"{one} is given as well, another measure of the same"
-            raise SettingsError(message, at=other, hint="give one of them")
+    """Set dotted names over what is there; another measure of the same thing that was there gives way."""
     for name, value in values.items():
         put(tree, name, value)
-        if value is not None and (rival := _rival(name)):
-            section, _, key = rival.partition(".")
-            tree[section].pop(key, None)
-
-
-def _rival(name: str) -> str | None:
-    return next((pair[1 - pair.index(name)] for pair in RIVALS if name in pair), None)
+    for pair in RIVALS:
+        given = [name for name in pair if values.get(name) is not None]
+        for name in pair if given else ():
+            if name != given[-1]:
+                section, _, key = name.partition(".")
+                tree[section].pop(key, None)
 
 
 def make(tree: Mapping[str, Any], *, at: str = "") -> Config:

@@ -31,8 +31,6 @@ def test_passes_given_over_a_file_take_the_place_of_its_tokens(tmp_path: Path):
     (tmp_path / "s.toml").write_text("adapt.tokens = 5000\n")
     asked = gather(tmp_path / "s.toml", {}, {"adapt.epochs": 2}).adapt
     assert (asked.epochs, asked.tokens) == (2, None)
-    with pytest.raises(SettingsError, match=r"adapt.tokens: adapt.epochs is given as well"):
-        gather(None, {}, {"adapt.epochs": 2, "adapt.tokens": 5000})
 
 
 def test_the_same_name_is_the_same_model_once_a_folder_has_it(tmp_path: Path):
