@@ -27,7 +27,7 @@ PATHS = ("data.train", "data.dev", "data.test", "model.name", "train.init")
 """Settings that may name a file or folder."""
 
 RIVALS = (("train.epochs", "train.steps"), ("train.batch_rows", "train.batch_tokens"), ("adapt.epochs", "adapt.tokens"))
-"""Two measures of one thing: where both are given at once, the second counts; one that is given later replaces both."""
+"""Two measures of one thing. Given at once the second counts; given later (over a file, as an axis) the later one."""
 
 
 class Config(Settings):
