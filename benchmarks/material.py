@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,15 +91,17 @@ TEXTS: dict[str, Texts] = {
 ROWS = 1000
 
 
-def write_rows(kind: str, data: Path, work: Path, count: int | None = None) -> tuple[Path, Path]:
-    """A seeded choice of rows (all have the first `count` of the same 1,000) and four short ones to evaluate on."""
-    texts, count = TEXTS[kind], count or ROWS
+def write_rows(kind: str, data: Path, work: Path, places: Sequence[int] = range(ROWS)) -> tuple[Path, Path]:
+    """A seeded choice of 1,000 rows, or those at some places of it, and four short ones to evaluate on."""
+    texts = TEXTS[kind]
     ending = "conll" if texts.task == "tagging" else "jsonl"
-    train, dev = (work / f"{kind}-{part}.{ending}" for part in (count, "dev"))
+    part = ROWS if len(places) == ROWS else hashlib.sha256(bytes(str(list(places)), "utf-8")).hexdigest()[:12]
+    train, dev = (work / f"{kind}-{name}.{ending}" for name in (part, "dev"))
     if not (train.exists() and dev.exists()):
         rows = list(dict.fromkeys(texts.rows(data)))
         random.Random(0).shuffle(rows)
-        for path, chosen in ((train, rows[:count]), (dev, sorted(rows[ROWS:], key=lambda row: len(row[0]))[:4])):
+        short = sorted(rows[ROWS:], key=lambda row: len(row[0]))[:4]
+        for path, chosen in ((train, [rows[place] for place in places]), (dev, short)):
             joined = "\n\n".join(text for text, _ in chosen) + "\n"
             lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in chosen)
             path.write_text(joined if texts.task == "tagging" else lines, "utf-8")

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from material import SIZES, TEXTS, backbone, write_rows
-from training_speed import CLOCKS, SAME, Cell, theirs
+from training_speed import CLOCKS, SAME, Cell, theirs, turn
 
 from labeltune import sweep, train
 from labeltune.sweeps.sweeping import read_sweep
@@ -36,7 +36,7 @@ RATES = [2e-4 * 1.2**n for n in range(TRIALS)]
 
 def write_sweep(cell: Cell, folder: Path, together: int | None) -> Path:
     """The sweep's file: what a training is told, and twelve learning rates."""
-    path, dev = write_rows(cell.kind, cell.data, cell.work, cell.rows)
+    path, dev = write_rows(cell.kind, cell.data, cell.work, turn(cell, cell.rows, BATCH))
     lines = ['task = "classification"', "[data]", f'train = "{path.resolve()}"', f'dev = "{dev.resolve()}"']
     lines += [f"max_tokens = {cell.texts.cap}", 'long = "truncate"']
     lines += ["[model]", f'name = "{cell.model.resolve()}"', 'unmask = "none"', 'dtype = "fp32"']
@@ -103,8 +103,8 @@ def measured(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     sides: dict[str, Callable[[], float]] = {
         "sweep": lambda: in_a_sweep(cell, options.together),
         "one by one": lambda: alone(cell),
-        "A": lambda: theirs(cell, cell.rows, BATCH, padding="blocks"),
-        "B": lambda: theirs(cell, cell.rows, BATCH, grouped=True),
+        "A": lambda: theirs(cell, turn(cell, cell.rows, BATCH), BATCH, padding="blocks"),
+        "B": lambda: theirs(cell, turn(cell, cell.rows, BATCH), BATCH, grouped=True),
     }
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):

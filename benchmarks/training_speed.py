@@ -5,8 +5,9 @@
 
 Sides: labeltune; A, the published recipes (Trainer + PEFT, rows padded to the longest of each 1,000); B, the same with
 rows of like length in a batch, padded to its longest. With the same rows a step; and, for `sst2` and `ag_news`, in the
-shape that suits each: labeltune in steps of 2,048 tokens, B in 32 grouped rows. All sides of a cell run in one process,
-by turns, repeat after repeat. Finished turns stand in WORK/turns.jsonl; an interrupted run goes on where it stopped.
+shape that suits each: labeltune in steps of 2,048 tokens, B in 32 grouped rows. All sides of a cell read the same rows,
+in one process, by turns, repeat after repeat. Finished turns stand in WORK/turns.jsonl; an interrupted run goes on
+where it stopped.
 
 `--clock cpu` counts the process's CPU seconds instead of the wall's, for a machine with other work; use it with
 `--threads 1`, for threads that wait for each other count as well.
@@ -46,8 +47,9 @@ SAME = {"rank": 16, "alpha": 16, "dropout": 0.05, "warmup": 0.06, "weight_decay"
 TOKENS = 2048
 ROWS = {"15M": 128, "110M": 48}
 """Rows of a turn, one epoch of them; a whole epoch, because grouped batches begin with the longest rows."""
-SHAPED_ROWS, LONG_ROWS = 128, 32
+SHAPED_ROWS, LONG_ROWS = 128, 96
 """The same where the shape differs, and of texts of up to 512 tokens."""
+SHAPED_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Watch(TrainerCallback):
         return self.rows / (self._last - self._first)
 
 
-def ours(cell: Cell, rows: int, **shape: int) -> float:
-    """Rows a second by labeltune."""
+def ours(cell: Cell, places: Sequence[int], **shape: int) -> float:
+    """Rows a second by labeltune, of the rows at these places of the file."""
     settings: dict[str, Any] = {
         "model.unmask": "none",
         "model.dtype": {"float32": "fp32", "bfloat16": "bf16"}[cell.dtype],
@@ -103,15 +105,15 @@ def ours(cell: Cell, rows: int, **shape: int) -> float:
         **{f"train.{name}": SAME[name] for name in ("warmup", "weight_decay", "clip", "lr")},
         **{f"train.{name}": value for name, value in shape.items()},
     }
-    (path, dev), watch = write_rows(cell.kind, cell.data, cell.work, rows), Watch(cell.clock)
+    (path, dev), watch = write_rows(cell.kind, cell.data, cell.work, places), Watch(cell.clock)
     with tempfile.TemporaryDirectory() as folder:
         where = {"model": str(cell.model), "out": Path(folder) / "run"}
         train(path, dev=dev, task=cell.texts.task, settings=settings, listen=watch, **where)
     return watch.rate()
 
 
-def theirs(cell: Cell, rows: int, batch_rows: int, **job: Any) -> float:
-    """Rows a second by the Trainer; padding in blocks and grouping look at all rows of the file."""
+def theirs(cell: Cell, places: Sequence[int], batch_rows: int, **job: Any) -> float:
+    """Rows a second by the Trainer, of the same rows; padding in blocks looks at all rows of the file."""
     wanted = stock.Job(
         task=cell.texts.task,
         model=str(cell.model),
@@ -130,8 +132,7 @@ def theirs(cell: Cell, rows: int, batch_rows: int, **job: Any) -> float:
     names = {tag for row in found for tag in row.tags} if wanted.task == "tagging" else {row.label for row in found}
     classes, watch = sorted(names), Watch(cell.clock)
     every = stock.encode(tokenizer, found, classes, wanted).rows
-    chosen = batches_of_like_length(every, rows, batch_rows) if wanted.grouped else every[:rows]
-    encoded = stock.Encoded(chosen)
+    encoded = stock.Encoded([every[place] for place in places])
     model = stock.build_model(wanted, classes, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         trainer = stock.build_trainer(wanted, model, tokenizer, encoded, folder=folder, in_order=wanted.grouped)
@@ -140,28 +141,39 @@ def theirs(cell: Cell, rows: int, batch_rows: int, **job: Any) -> float:
     return watch.rate()
 
 
-def batches_of_like_length(every: Sequence[dict[str, Any]], rows: int, batch_rows: int) -> list[dict[str, Any]]:
-    """So many rows of the batches that transformers' sampler makes of the whole file, batches chosen by chance.
+def turn(cell: Cell, rows: int, batch_rows: int) -> list[int]:
+    """The places of a turn's rows in the file, the same for all sides: batches of like length, one after the other.
 
-    Of a turn's few rows alone it makes none: it sorts within blocks of `rows // 4` at most, and below two batches a
-    block not at all.
+    Of a turn's few rows alone transformers' sampler makes no such batches: it sorts within blocks of `rows // 4` at
+    most, and below two batches a block not at all. So it is given all rows of the file, and of its batches, from the
+    shortest to the longest, as many are taken at even distances: their rows are as long as those of the file.
     """
-    lengths = [len(row["input_ids"]) for row in every]
+    read = stock.read_rows(str(write_rows(cell.kind, cell.data, cell.work)[0]))
+    tokenizer, texts = stock.load_tokenizer(str(cell.model)), [row.text for row in read]
+    lengths = [len(ids) for ids in tokenizer(texts, truncation=True, max_length=cell.texts.cap)["input_ids"]]
+    return spread(lengths, rows, batch_rows)
+
+
+def spread(lengths: Sequence[int], rows: int, batch_rows: int) -> list[int]:
+    """Whole batches of like length, evenly spread over the lengths, in an order of chance."""
     order = get_length_grouped_indices(lengths, batch_rows, generator=torch.Generator().manual_seed(0))
     batches = [order[start : start + batch_rows] for start in range(0, len(order) - batch_rows + 1, batch_rows)]
-    chosen = random.Random(0).sample(batches, min(len(batches), rows // batch_rows))
-    return [every[place] for batch in chosen for place in batch]
+    batches.sort(key=lambda batch: sum(lengths[place] for place in batch))
+    count = min(len(batches), max(rows // batch_rows, 1))
+    chosen = [batches[(2 * number + 1) * len(batches) // (2 * count)] for number in range(count)]
+    random.Random(0).shuffle(chosen)
+    return [place for batch in chosen for place in batch]
 
 
-Side = Callable[[Cell], float]
+Side = Callable[[Cell, Sequence[int]], float]
 SIDES: dict[str, Side] = {
-    "labeltune": lambda cell: ours(cell, cell.rows, batch_rows=cell.texts.batch_rows),
-    "A": lambda cell: theirs(cell, cell.rows, cell.texts.batch_rows, padding="blocks"),
-    "B": lambda cell: theirs(cell, cell.rows, cell.texts.batch_rows, grouped=True),
+    "labeltune": lambda cell, places: ours(cell, places, batch_rows=cell.texts.batch_rows),
+    "A": lambda cell, places: theirs(cell, places, cell.texts.batch_rows, padding="blocks"),
+    "B": lambda cell, places: theirs(cell, places, cell.texts.batch_rows, grouped=True),
 }
 SHAPED: dict[str, Side] = {
-    "labeltune, 2,048 tokens": lambda cell: ours(cell, SHAPED_ROWS, batch_tokens=TOKENS),
-    "B, 32 rows": lambda cell: theirs(cell, SHAPED_ROWS, 32, grouped=True),
+    "labeltune, 2,048 tokens": lambda cell, places: ours(cell, places, batch_tokens=TOKENS),
+    "B, 32 rows": lambda cell, places: theirs(cell, places, SHAPED_BATCH, grouped=True),
 }
 """The second table: each side in its best shape."""
 
@@ -181,13 +193,16 @@ def run(arguments: argparse.Namespace) -> None:
             rows = arguments.rows or (LONG_ROWS if texts.cap > 64 else ROWS[size])
             clock = CLOCKS[arguments.clock]
             cell = Cell(model, kind, texts, data, work, rows, arguments.dtype, arguments.threads, clock)
-            sides = SIDES | (SHAPED if kind in ("sst2", "ag_news") and not arguments.same_rows else {})
+            shaped = SHAPED if kind in ("sst2", "ag_news") and not arguments.same_rows else {}
+            sides, places = SIDES | shaped, dict.fromkeys(SIDES, turn(cell, rows, texts.batch_rows))
+            if shaped:
+                places |= dict.fromkeys(shaped, turn(cell, arguments.rows or SHAPED_ROWS, SHAPED_BATCH))
             for repeat in range(arguments.repeats):
                 for side in sorted(sides, reverse=repeat % 2 == 1):  # by turns, and neither always first
                     facts = {"size": size, "text": kind, "dtype": arguments.dtype, "side": side, "repeat": repeat} | how
                     if not turns.find(**facts):
-                        rate = sides[side](cell)
-                        turns.add({**facts, "rows": rows, "rows_per_second": rate})
+                        rate = sides[side](cell, places[side])
+                        turns.add({**facts, "rows": len(places[side]), "rows_per_second": rate})
                         print(*facts.values(), f"{rate:.2f} rows/s", flush=True)
 
 
