@@ -91,17 +91,17 @@ TEXTS: dict[str, Texts] = {
 ROWS = 1000
 
 
-def write_rows(kind: str, data: Path, work: Path, places: Sequence[int] = range(ROWS)) -> tuple[Path, Path]:
+def write_rows(kind: str, data: Path, work: Path, places: Sequence[int] | None = None) -> tuple[Path, Path]:
     """A seeded choice of 1,000 rows, or those at some places of it, and four short ones to evaluate on."""
     texts = TEXTS[kind]
     ending = "conll" if texts.task == "tagging" else "jsonl"
-    part = ROWS if len(places) == ROWS else hashlib.sha256(bytes(str(list(places)), "utf-8")).hexdigest()[:12]
+    part = ROWS if places is None else hashlib.sha256(str(list(places)).encode()).hexdigest()[:12]
     train, dev = (work / f"{kind}-{name}.{ending}" for name in (part, "dev"))
     if not (train.exists() and dev.exists()):
         rows = list(dict.fromkeys(texts.rows(data)))
         random.Random(0).shuffle(rows)
         short = sorted(rows[ROWS:], key=lambda row: len(row[0]))[:4]
-        for path, chosen in ((train, [rows[place] for place in places]), (dev, short)):
+        for path, chosen in ((train, [rows[place] for place in places or range(ROWS)]), (dev, short)):
             joined = "\n\n".join(text for text, _ in chosen) + "\n"
             lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in chosen)
             path.write_text(joined if texts.task == "tagging" else lines, "utf-8")
