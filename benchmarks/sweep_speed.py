@@ -100,11 +100,12 @@ def cell_of(options: argparse.Namespace, model: str) -> tuple[str, Cell]:
 
 def measured(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     """Medians of the rates of each side."""
+    places = turn(cell, cell.rows, BATCH)
     sides: dict[str, Callable[[], float]] = {
         "sweep": lambda: in_a_sweep(cell, options.together),
         "one by one": lambda: alone(cell),
-        "A": lambda: theirs(cell, turn(cell, cell.rows, BATCH), BATCH, padding="blocks"),
-        "B": lambda: theirs(cell, turn(cell, cell.rows, BATCH), BATCH, grouped=True),
+        "A": lambda: theirs(cell, places, BATCH, padding="blocks"),
+        "B": lambda: theirs(cell, places, BATCH, grouped=True),
     }
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):

@@ -46,7 +46,7 @@ SAME = {"rank": 16, "alpha": 16, "dropout": 0.05, "warmup": 0.06, "weight_decay"
 """What both sides are told; causal masks and a linear schedule besides."""
 TOKENS = 2048
 ROWS = {"15M": 128, "110M": 48}
-"""Rows of a turn, one epoch of them; a whole epoch, because grouped batches begin with the longest rows."""
+"""Rows of a turn, one epoch of them."""
 SHAPED_ROWS, LONG_ROWS = 128, 96
 """The same where the shape differs, and of texts of up to 512 tokens."""
 SHAPED_BATCH = 32

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -106,12 +106,25 @@ def put_over(tree: Tree, values: Mapping[str, Any]) -> None:
     """Set dotted names over what is there; another measure of the same thing that was there gives way."""
     for name, value in values.items():
         put(tree, name, value)
-    for pair in RIVALS:
-        given = [name for name in pair if values.get(name) is not None]
-        for name in pair if given else ():
-            if name != given[-1]:
-                section, _, key = name.partition(".")
-                tree[section].pop(key, None)
+    for one, other in RIVALS:
+        if values.get(other) is not None:
+            _drop(tree, one)
+        elif values.get(one) is not None:
+            _drop(tree, other)
+
+
+def _drop(tree: Tree, name: str) -> None:
+    section, _, key = name.partition(".")
+    tree[section].pop(key, None)
+
+
+def lay_over(
+    tree: Tree, flags: Mapping[str, Any], settings: Mapping[str, Any], placed: Callable[[str, Any], Any]
+) -> None:
+    """Put flags (None is not given) over what is there, and settings over these; placed: (name, value) -> the value."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    for values in (given, settings):
+        put_over(tree, {name: placed(name, value) for name, value in values.items()})
 
 
 def make(tree: Mapping[str, Any], *, at: str = "") -> Config:
@@ -131,11 +144,12 @@ def gather(base: Config | str | Path | None, flags: Mapping[str, Any], settings:
         if "sweep" in tree:
             raise SettingsError("these are the settings of a sweep", at=str(base), hint=f"labeltune sweep {base}")
         make(tree, at=str(base or ""))
-    given = {name: value for name, value in flags.items() if value is not None}
-    for values in (given, settings):
-        here = {name: beside(Path.cwd(), value, name) if name in PATHS else value for name, value in values.items()}
-        put_over(tree, here)
+    lay_over(tree, flags, settings, _placed)
     return make(tree)
+
+
+def _placed(name: str, value: Any) -> Any:
+    return beside(Path.cwd(), value, name) if name in PATHS else value
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from labeltune.adaptation.settings import Adaptation
-from labeltune.config import put_over
+from labeltune.config import lay_over
 from labeltune.data.readers import PREFIX
 from labeltune.errors import RunError, SettingsError, nearest
 from labeltune.folder import contradicts
@@ -41,14 +41,15 @@ def gather(base: str | Path | None, flags: Mapping[str, Any], settings: Mapping[
         SettingsError: an unknown or impossible setting, or one that has no meaning here.
     """
     tree = _read(Path(base)) if base else {}
-    given = {name: value for name, value in flags.items() if value is not None}
-    for values in (given, settings):
-        here = {name: _placed(name, value, Path.cwd()) if name in PATHS else value for name, value in values.items()}
-        put_over(tree, here)
+    lay_over(tree, flags, settings, _given)
     config = build(Adaptation, tree, at=str(base or ""))
     _refuse_settings_as_text(config.adapt.texts)
     _refuse_unread(config)
     return config
+
+
+def _given(name: str, value: Any) -> Any:
+    return _placed(name, value, Path.cwd()) if name in PATHS else value
 
 
 def read(folder: Path) -> Adaptation:
