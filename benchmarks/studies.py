@@ -51,6 +51,8 @@ PASSES = {
     ("sst2", 100): (5, 10, 20, 40),
 }
 """By data set and training rows, the numbers of passes that stand beside the default."""
+MEASURED = ("sst2", "ag_news", "wnut17", "livedoor")
+"""The data sets that defaults are measured on."""
 LOOKS = {"before": "before", "after": "heldout"}
 
 
@@ -60,8 +62,9 @@ def meaning(bench: Bench) -> Iterator[Found]:
     The learning rate is the one of `--rates` that dev prefers, for each model and data set; then `--seeds`.
     """
     models = [name for name in ("mini", "random", "tiny") if bench.models[name]]
-    found = bench.each(_trained, [(set_, model) for set_ in bench.sets for model in models])
-    for set_ in bench.sets:
+    sets = bench.sets or SETS
+    found = bench.each(_trained, [(set_, model) for set_ in sets for model in models])
+    for set_ in sets:
         line: Found = {"data": DATA[set_].title, "metric": DATA[set_].metric, "words": bench.baseline(set_)}
         for model in models:
             rate, scores = found[set_, model]
@@ -119,7 +122,8 @@ def _adapted(
 
 def defaults(bench: Bench) -> Iterator[Found]:
     """Which learning rate is best? Dev scores, one seed each, over the backbone's size."""
-    cells = [(set_, model) for set_ in ("sst2", "ag_news", "wnut17") for model in ("mini", "tiny")]
+    models = [name for name in ("mini", "tiny") if bench.models[name]]
+    cells = [(set_, model) for set_ in bench.sets or MEASURED for model in models]
     for (set_, model), found in bench.each(_rates, cells).items():
         line: Found = {"data": DATA[set_].title, "backbone": model}
         yield line | {f"{float(row['train.lr']):g}": float(row[f"dev_{DATA[set_].metric}"]) for row in found}
@@ -127,7 +131,7 @@ def defaults(bench: Bench) -> Iterator[Found]:
 
 def _rates(bench: Bench, cell: tuple[str, str]) -> list[Found]:
     set_, model = cell
-    return bench.sweep(f"meaning/{set_}-{model}/rates", set_, model, {"train.lr": RATES}, (0,), test=False)
+    return bench.sweep(f"meaning/{set_}-{model}/rates", set_, model, {"train.lr": bench.rates}, (0,), test=False)
 
 
 def passes(bench: Bench) -> Iterator[Found]:
@@ -149,7 +153,7 @@ def passes(bench: Bench) -> Iterator[Found]:
 
 def sizes(bench: Bench) -> Iterator[Found]:
     """Does a user who sets nothing get a good model, of a hundred rows and of all? One seed, scores of test."""
-    for set_ in bench.sets:
+    for set_ in bench.sets or MEASURED:
         for rows in (100, len(bench.all_rows(set_))):
             found = bench.sweep(f"sizes/{set_}-{rows}", set_, "mini", {}, SEEDS[:1], rows=rows)
             usual = scheduled(TrainConfig(), rows, tokens=0).epochs
@@ -159,7 +163,7 @@ def sizes(bench: Bench) -> Iterator[Found]:
 
 def head_and_alpha(bench: Bench) -> Iterator[Found]:
     """The head's own learning rate, and alpha (rank 32), at the best learning rate; five passes, two seeds."""
-    for set_ in ("sst2", "entities"):
+    for set_ in bench.sets or ("sst2", "entities"):
         rate, own = bench.best_rate(f"meaning/{set_}-mini", set_, "mini"), {"train__epochs": 5}
         for name, axis in (("train.head_lr", [rate / 3, rate, 3 * rate]), ("lora.alpha", [16, 32, 64])):
             stem = f"head_and_alpha/{set_}-{name}"
@@ -417,7 +421,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--tiny", help="another small backbone")
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=[*DATA], help="data sets of `meaning`, `sizes`")
+    parser.add_argument("--sets", nargs="+", default=(), choices=[*DATA], help="data sets, in place of a study's own")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each cell of `meaning`")
     options = parser.parse_args(words)
