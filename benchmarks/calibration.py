@@ -51,7 +51,7 @@ def measure(folder: Path) -> Figures:
     gold = np.array([example.label for example in examples])
     losses, errors = [], []
     for calibration in (Calibration(), labeller.calibration):
-        predictions = replace(labeller, calibration=calibration).predict(examples, rows, all_scores=True)
+        predictions = replace(labeller, calibration=calibration).predict(examples, rows)
         found = labeller.task.score(examples, predictions, labeller.labels)
         table = np.array([[prediction.scores[name] for name in predictor.labels] for prediction in predictions])
         check = log_loss(gold, table / table.sum(1, keepdims=True), labels=list(predictor.labels))

@@ -162,12 +162,12 @@ def sizes(bench: Bench) -> Iterator[Found]:
 
 
 def head_and_alpha(bench: Bench) -> Iterator[Found]:
-    """The head's own learning rate, and alpha (rank 32), at the best learning rate; five passes, two seeds."""
+    """The head's own learning rate, and alpha (rank 32), at the best learning rate; two seeds."""
     for set_ in bench.sets or ("sst2", "entities"):
-        rate, own = bench.best_rate(f"meaning/{set_}-mini", set_, "mini"), {"train__epochs": 5}
+        rate = bench.best_rate(f"meaning/{set_}-mini", set_, "mini")
         for name, axis in (("train.head_lr", [rate / 3, rate, 3 * rate]), ("lora.alpha", [16, 32, 64])):
             stem = f"head_and_alpha/{set_}-{name}"
-            found = bench.sweep(stem, set_, "mini", {name: axis}, (0, 1), train__lr=rate, **own)
+            found = bench.sweep(stem, set_, "mini", {name: axis}, (0, 1), train__lr=rate)
             for value in axis:
                 dev = [float(row[f"dev_{DATA[set_].metric}"]) for row in found if float(row[name]) == value]
                 yield {"data": DATA[set_].title, "lr": rate, "setting": name, "value": value, "dev": mean_sd(dev)}

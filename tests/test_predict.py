@@ -19,6 +19,7 @@ from labeltune.bulk.labelling import predict_files
 from labeltune.data.datasets import open_dataset
 from labeltune.data.store import Store
 from labeltune.errors import DataError, ModelError, RunError, SettingsError
+from labeltune.ledger import Ledger
 from labeltune.schema import Example, Prediction, SpanPrediction
 
 
@@ -94,6 +95,65 @@ def test_what_is_no_text_is_refused(moods: Predictor, bad: object) -> None:
 def test_below_the_least_score_it_abstains(moods: Predictor) -> None:
     assert moods.predict("the hen", min_score=0.0)[0].label is not None
     assert moods.predict("the hen", min_score=1.0)[0].label is None
+
+
+def test_evaluate_shows_what_abstaining_from_labels_does(finished: Path, small: Path) -> None:
+    """Against the rows of `predict`, which hold the gold label beside the answer."""
+    data = small / "moods-test.jsonl"
+    least = sorted(line["score"] for line in predict_files(finished, [data]))[5]
+    plain, report = evaluate(finished, data).metrics, evaluate(finished, data, min_scores=[least, 0]).metrics
+    at = report.pop("at_min_score")
+    assert report == plain and list(at) == ["0", f"{least:g}"]
+    assert at["0"] == {name: plain[name] for name in at["0"] if name in plain} | {
+        "selective_accuracy": plain["accuracy"]
+    }
+    lines = list(predict_files(finished, [data], min_score=float(f"{least:g}")))
+    right = [line["label"] == line["input_label"] for line in lines if line["label"] is not None]
+    assert 0 < len(right) < len(lines)
+    found = at[f"{least:g}"]
+    assert (found["coverage"], found["accuracy"]) == (len(right) / len(lines), sum(right) / len(lines))
+    assert found["selective_accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_evaluate_shows_what_leaving_out_spans_does(tagger: Path, small: Path) -> None:
+    data = small / "names-test.jsonl"
+    scores = sorted(span["score"] for line in predict_files(tagger, [data]) for span in line["spans"])
+    least = round(scores[len(scores) // 2], 3)
+    found = evaluate(tagger, data, min_scores=[least]).metrics["at_min_score"][f"{least:g}"]
+    answered, gold, right = 0, 0, 0
+    rows = open_dataset(data, open_run(tagger).config.data, "tagging", labelled=True, name="names")
+    for row, line in zip(rows, predict_files(tagger, [data], min_score=least), strict=True):
+        wanted = {(span.start, span.end, span.label) for span in row.spans}
+        given = {(span["start"], span["end"], span["label"]) for span in line["spans"]}
+        answered, gold, right = answered + len(given), gold + len(wanted), right + len(given & wanted)
+    assert 0 < answered < len(scores)
+    assert (found["span_precision"], found["span_recall"]) == (right / answered, right / gold)
+
+
+@pytest.mark.parametrize("kind", ["finished", "tagger"])
+def test_without_rows_the_dev_rows_of_the_training_are_scored(request: pytest.FixtureRequest, kind: str) -> None:
+    run = open_run(request.getfixturevalue(kind))
+    noted = Ledger(run.folder).lines()
+    assert evaluate(run.folder).metrics == run.metrics["dev"] and Ledger(run.folder).lines() == noted
+    with pytest.raises(SettingsError, match=r"data\.text: the dev rows are read as in training"):
+        evaluate(run.folder, settings={"data.text": "text"})
+
+
+def test_rows_held_out_for_dev_are_found_again(small: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copy(small / "moods-train.jsonl", tmp_path / "rows.jsonl")
+    run = train(data, model=str(tiny_folder), out=tmp_path / "run", settings={"train.epochs": 1})
+    assert evaluate(run.folder).metrics == run.metrics["dev"]
+    Path(data).write_text("{}")
+    with pytest.raises(RunError, match="name the dev rows' file"):
+        evaluate(run.folder)
+
+
+def test_numbers_are_not_withheld(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"number {n}", "label": n / 3} for n in range(8)]
+    settings = {"train.epochs": 1, "train.lr": 1e-3}
+    run = train(rows, dev=rows, task="regression", model=str(tiny_folder), out=tmp_path / "run", settings=settings)
+    with pytest.raises(SettingsError, match="min_score: regression has no score"):
+        evaluate(run.folder, rows, min_scores=[0.5])
 
 
 def test_an_abstaining_row_still_has_its_fields(finished: Path, small: Path) -> None:
@@ -305,10 +365,10 @@ def test_where_memory_runs_out_passes_are_divided_and_the_answers_stay(
     config = predictor.run.config
     examples = list(open_dataset(small / f"{kind}-train.jsonl", config.data, config.task, labelled=True, name="data"))
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
-    whole = predictor.labeller.predict(examples, rows, all_scores=True)
+    whole = predictor.labeller.predict(examples, rows)
     most = int(rows.lengths.max())
     with memory_for(predictor, most):
-        divided = predictor.labeller.predict(examples, rows, all_scores=True)
+        divided = predictor.labeller.predict(examples, rows)
         again = replace(predictor.labeller).predict(examples, rows)  # what is known of memory stays known
     assert "out of memory" not in caplog.text and caplog.text.count("memory ran out") >= 2
     assert predictor.labeller.limit.tokens <= 2 * most

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from labeltune.errors import SettingsError
@@ -24,10 +24,43 @@ class Answered:
         return {**self.fields, **self.answer}
 
 
-def refuse_score(least: float | None) -> None:
-    """Refuse a score to abstain below that is no probability."""
-    if least is not None and not 0 <= least <= 1:
+def refuse_score(least: float | None, *, numbers: bool = False) -> None:
+    """Refuse a score to abstain below that is no probability; any, where answers are numbers."""
+    if least is None:
+        return
+    if numbers:
+        raise SettingsError("regression has no score to abstain by", at="min_score", hint="leave it out")
+    if not 0 <= least <= 1:
         raise SettingsError(f"{least:g} is no probability", at="min_score", hint="give 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of answers. min_score: below it the model abstains. scores: every label's probability."""
+
+    min_score: float | None = None
+    scores: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_score(self.min_score)
+
+    def of(self, prediction: Prediction) -> Prediction:
+        """An answer with every score, as tasks give it, cut to what is wanted.
+
+        Raises:
+            SettingsError: a least score, and the answer is a number.
+        """
+        scores, least = prediction.scores or {}, self.min_score or 0.0
+        if prediction.spans is not None:
+            return replace(prediction, spans=tuple(span for span in prediction.spans if span.score >= least))
+        if prediction.labels is not None:
+            labels = tuple(name for name in prediction.labels if scores[name] >= least)
+            return replace(prediction, labels=labels, scores=scores if self.scores else {n: scores[n] for n in labels})
+        if prediction.score is None:
+            refuse_score(self.min_score, numbers=True)
+            return prediction
+        label = prediction.label if prediction.score >= least else None
+        return replace(prediction, label=label, scores=prediction.scores if self.scores else None)
 
 
 def answer_fields(prediction: Prediction) -> dict[str, Any]:

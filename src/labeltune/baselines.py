@@ -66,7 +66,7 @@ class TextBaseline:
         probabilities_SL = self.pipeline.predict_proba([example.text for example in examples])
         rows = np.arange(len(examples))
         decisions = Decisions(probabilities_SL.argmax(1), probabilities_SL.astype(np.float32), rows)
-        return TASKS[self.task].predictions(examples, [], decisions, self.labels, all_scores=True)
+        return TASKS[self.task].predictions(examples, [], decisions, self.labels)
 
 
 @dataclass(frozen=True)

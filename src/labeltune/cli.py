@@ -210,26 +210,33 @@ def reproduce(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str, typer.Option("--data", help="Labelled rows.")],
+    data: Annotated[str | None, typer.Option("--data", help="Labelled rows [the dev rows of the training].")] = None,
     sets: Sets = None,
     on_bad_row: OnBadRow = None,
     errors: Annotated[Path | None, typer.Option("--errors", help="Write the rows that came out wrong (JSONL).")] = None,
+    min_scores: Annotated[
+        list[float] | None,
+        typer.Option("--min-score", help="The figures, too, where it abstains below this score (repeatable)."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Score a run on labelled rows."""
     from labeltune.predict import evaluate as evaluate_run
 
-    report = evaluate_run(run, data, settings=_settings(sets, on_bad_row), errors=errors)
+    settings = _settings(sets, on_bad_row)
+    report = evaluate_run(run, data, settings=settings, errors=errors, min_scores=min_scores or ())
     if json_:
         _print_json(report.metrics)
         return
     from labeltune.inference import caveats
     from labeltune.screen import metrics_table
 
-    out.print(escape(f"{data}: {report.rows:,} rows"), highlight=False, soft_wrap=True)
+    source = data or "the dev rows, which chose the weights and fitted the scores"
+    out.print(escape(f"{source}: {report.rows:,} rows"), highlight=False, soft_wrap=True)
     out.print(metrics_table("", {"": report.metrics}))
-    if "parts" in report.metrics:
-        out.print(metrics_table("", report.metrics["parts"]))
+    for name, title in (("parts", ""), ("at_min_score", "where it abstains below")):
+        if name in report.metrics:
+            out.print(metrics_table(title, report.metrics[name]))
     for sentence in caveats(report.metrics):
         out.print(escape(sentence), highlight=False, soft_wrap=True)
     if errors:

@@ -101,12 +101,10 @@ class Labeller:
         examples: Sequence[Example],
         rows: Sequence[Encoded] | Store,
         *,
-        min_score: float | None = None,
-        all_scores: bool = False,
         progress: Progress = no_progress,
         hear: Hear = nobody,
     ) -> list[Prediction]:
-        """One prediction per example, in order; `rows` are the examples, encoded. hear: told every pass."""
+        """One prediction with every score per example, in order; `rows` are the examples, encoded. hear: each pass."""
         answers: list[Prediction | None] = [None] * len(examples)
         head = self.model.members[0].head
         for numbers, logits_SL, documents_S in self._passes(rows):
@@ -117,8 +115,6 @@ class Labeller:
                 [rows[number].target_span for number in numbers],
                 decisions,
                 self.labels,
-                min_score=min_score,
-                all_scores=all_scores,
             )
             for number, prediction in zip(numbers, chosen, strict=True):
                 answers[number] = prediction
@@ -136,7 +132,7 @@ class Labeller:
             with torch.no_grad():
                 sums[:] += [float(part) for part in loss(*arrays)]
 
-        predictions = self.predict(examples, rows, all_scores=True, hear=hear)
+        predictions = self.predict(examples, rows, hear=hear)
         figures = self.task.score(self.gold(examples, rows), predictions, self.labels)
         return figures | {"loss": float(sums[0] / sums[1]) if sums[1] else math.nan}
 

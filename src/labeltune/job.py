@@ -335,7 +335,7 @@ def decided(job: Job) -> Labeller:
 
 def dev_answers(job: Job, labeller: Labeller) -> list[Prediction]:
     """What the finished model says of the dev rows, with every score."""
-    return labeller.predict(*job.dev, all_scores=True)
+    return labeller.predict(*job.dev)
 
 
 def report(labeller: Labeller, examples: list[Example], rows: Store, answers: list[Prediction]) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def final_evaluation(job: Job, labeller: Labeller, test: Dataset, *ledgers: Ledg
         ledger.note("final evaluation", test.source, rows=len(test), sha256=test.sha256)
     rows = list(test)
     store = Store.build(rows, job.assembly.encoder.encode_many)
-    return report(labeller, rows, store, labeller.predict(rows, store, all_scores=True))
+    return report(labeller, rows, store, labeller.predict(rows, store))
 
 
 def score(job: Job, listen: Listener, *ledgers: Ledger) -> tuple[dict[str, Any], Calibration]:

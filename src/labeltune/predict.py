@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from labeltune.answers import answer_fields, refuse_score
+from labeltune.answers import Wish, answer_fields, refuse_score
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, switches, with_settings
 from labeltune.data.batches import MICRO_TOKENS
@@ -25,9 +25,11 @@ from labeltune.data.streams import open_stream, passing, rows_of
 from labeltune.errors import SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller, Progress, no_progress
 from labeltune.ledger import Ledger
+from labeltune.metrics import Figures
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel, merge
 from labeltune.portions import Portion, answer, portions
+from labeltune.recorded import dev_rows
 from labeltune.run import BACKBONE, SPLITS, TOKENIZER, Run, open_run, plain_metrics
 from labeltune.schema import Encoded, Example, Prediction, in_column
 from labeltune.settings import known_names
@@ -76,23 +78,16 @@ class Predictor:
         Items are what `predict` takes, or examples. What the first hundred are settles the columns. Spans count
         characters of the column that they are in, whatever the run's template puts around it.
         """
-        refuse_score(min_score)
+        wish = Wish(min_score, scores)
         for portion in portions(self.examples(items_of(items)), self.encoder.config, CHUNK):
-            yield from map(in_column, portion.rows, self.answer(portion, min_score=min_score, scores=scores))
+            yield from map(in_column, portion.rows, self.answer(portion, wish))
 
-    def answer(
-        self,
-        portion: Portion,
-        *,
-        min_score: float | None = None,
-        scores: bool = False,
-        progress: Progress = no_progress,
-    ) -> list[Prediction]:
+    def answer(self, portion: Portion, wish: Wish, progress: Progress = no_progress) -> list[Prediction]:
         """One prediction for each row of a portion. progress: told how many distinct rows a pass has answered."""
 
         def decide(examples: Sequence[Example], rows: Sequence[Encoded]) -> list[Prediction]:
             with self.turn:
-                return self.labeller.predict(examples, rows, min_score=min_score, all_scores=scores, progress=progress)
+                return [wish.of(said) for said in self.labeller.predict(examples, rows, progress=progress)]
 
         return answer(portion, self.encoder, decide)
 
@@ -201,31 +196,65 @@ class Report:
 
 
 def evaluate(
-    run: str | Path, data: object, *, settings: Mapping[str, Any] | None = None, errors: str | Path | None = None
+    run: str | Path,
+    data: object = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    errors: str | Path | None = None,
+    min_scores: Sequence[float] = (),
 ) -> Report:
     """Score a run on labelled rows, on the full gold (unless `eval.truncate_gold`).
 
+    data: a file or rows; None is the dev rows of the training, which chose the weights and what is fitted to them.
     errors: a JSONL file for the rows that came out wrong (of numbers, the furthest first); it must not be there yet.
+    min_scores: the figures, too, where the model abstains below each of them, under `at_min_score`.
     """
     if errors is not None:
         refuse_file(Path(errors))
     opened = open_run(run)
-    config = with_settings(opened.config, of_new_rows(settings))
-    name = Path(data).name if isinstance(data, str | Path) else "data"
-    dataset = open_dataset(data, config.data, config.task, labelled=True, name=name)
+    for least in min_scores:
+        refuse_score(least, numbers=opened.config.task == "regression")
+    examples, bad_rows = _labelled(opened, data, settings or {})
     predictor = load_run(opened, settings or {})
-    _note_test(opened, dataset)
-    examples, labeller = list(dataset), predictor.labeller
+    labeller = predictor.labeller
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
-    predictions = labeller.predict(examples, rows, all_scores=True)
+    predictions = labeller.predict(examples, rows)
     metrics = plain_metrics(labeller.report(examples, rows, predictions))
-    metrics |= {"bad_rows": dataset.bad_rows} if dataset.bad_rows else {}
-    pairs = zip(labeller.gold(examples, rows), predictions, strict=True)
+    metrics |= {"bad_rows": bad_rows} if bad_rows else {}
+    gold = labeller.gold(examples, rows)
+    if min_scores:
+        figures = {f"{least:g}": _abstaining(labeller, gold, predictions, least) for least in sorted(min_scores)}
+        metrics["at_min_score"] = plain_metrics(figures)
+    pairs = zip(gold, predictions, strict=True)
     judged = [(labeller.task.error(*pair), pair) for pair in pairs]
     wrong = [pair for error, pair in sorted(judged, key=lambda one: -one[0]) if error]
     if errors is not None:
         write_atomic(Path(errors), "".join(to_json(_wrong(*pair)) + "\n" for pair in wrong))
     return Report(metrics, len(examples), len(wrong))
+
+
+def _abstaining(
+    labeller: Labeller, gold: Sequence[Example], predictions: Sequence[Prediction], least: float
+) -> Figures:
+    """The figures where answers below `least` are withheld; of single labels the accuracy of those given, too."""
+    wish = Wish(least, scores=True)
+    figures = labeller.task.score(gold, [wish.of(said) for said in predictions], labeller.labels)
+    if coverage := figures.get("coverage"):
+        figures["selective_accuracy"] = figures["accuracy"] / coverage
+    return figures
+
+
+def _labelled(run: Run, data: object, settings: Mapping[str, Any]) -> tuple[list[Example], int]:
+    """The rows to score, and how many could not be used; rows of the test split are noted in the ledger."""
+    config = with_settings(run.config, of_new_rows(settings))
+    if data is None:
+        if own := next((name for name in settings if name.startswith("data.")), None):
+            raise SettingsError("the dev rows are read as in training", at=own, hint="leave it out, or name --data")
+        return dev_rows(run)[0], 0
+    name = Path(data).name if isinstance(data, str | Path) else "data"
+    dataset = open_dataset(data, config.data, config.task, labelled=True, name=name)
+    _note_test(run, dataset)
+    return list(dataset), dataset.bad_rows
 
 
 def _note_test(run: Run, dataset: Dataset) -> None:

@@ -9,7 +9,7 @@ and `spacy.load` work while the folder stays where it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -57,22 +57,22 @@ class LabeltunePipe:
         left = iter(stream)
         while docs := list(islice(left, batch_size)):
             told = [doc for doc in docs if doc.text.strip()]
-            predictions = self.predictor.predict([doc.text for doc in told], scores=True)
+            predictions = self.predictor.predict([doc.text for doc in told], min_score=self.min_score, scores=True)
             for doc, prediction in zip(told, predictions, strict=True):
                 self._write(doc, prediction)
             yield from docs
 
     def _write(self, doc: Doc, prediction: Prediction) -> None:
-        least = self.min_score or 0.0
         if prediction.spans is not None:
-            _mark(doc, [span for span in prediction.spans if span.score >= least])
+            _mark(doc, prediction.spans)
         elif prediction.scores is not None:
+            least = self.min_score or 0.0
             doc.cats |= {name: score for name, score in prediction.scores.items() if score >= least}
         if prediction.value is not None:
             doc.cats["value"] = prediction.value
 
 
-def _mark(doc: Doc, found: list[SpanPrediction]) -> None:
+def _mark(doc: Doc, found: Sequence[SpanPrediction]) -> None:
     """Spans grow to the tokens of the document that they touch; of two that then overlap the longer one stays."""
     scores = {}
     for span in found:

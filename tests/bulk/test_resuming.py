@@ -158,7 +158,7 @@ def test_what_is_kept_is_not_computed_again(finished: Path, source: Path, tmp_pa
     seen = []
     answer = Predictor.answer
     monkeypatch.setattr(
-        Predictor, "answer", lambda self, portion, **how: seen.append(portion.number) or answer(self, portion, **how)
+        Predictor, "answer", lambda self, portion, *how: seen.append(portion.number) or answer(self, portion, *how)
     )
     predict_to(to, open_job(finished, [source], rows=100), resume=True)
     assert seen == [3, 4, 5] and to.read_bytes() == whole.read_bytes()

@@ -6,6 +6,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
+from labeltune.answers import Wish
 from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError, SettingsError
 from labeltune.labels import LabelSet
@@ -58,11 +59,11 @@ def perfect(name, targets, labels):
     return 20 * np.eye(width, dtype=np.float32)[targets]
 
 
-def answered(name, rows, labels, logits, **how):
+def answered(name, rows, labels, logits):
     spans = [np.array(units(name))] * len(rows)
     documents = np.repeat(np.arange(len(rows)), len(units(name)))
     decisions = TASKS[name].decide(torch.as_tensor(logits), torch.as_tensor(documents), labels)
-    return TASKS[name].predictions(rows, spans, decisions, labels, **how)
+    return TASKS[name].predictions(rows, spans, decisions, labels)
 
 
 def targets_of(name, rows, labels):
@@ -76,7 +77,7 @@ def test_perfect_logits_give_the_gold_and_perfect_figures(name):
     targets = targets_of(name, rows, labels)
     logits = perfect(name, targets, labels)
     assert logits.shape == (len(targets), task.width(labels))
-    predictions = answered(name, rows, labels, logits, all_scores=True)
+    predictions = answered(name, rows, labels, logits)
     figures = task.score(rows, predictions, labels)
     assert set(figures) == set(task.metrics) <= set(METRICS)
     for metric, value in figures.items():
@@ -131,7 +132,7 @@ def test_an_unseen_gold_label_is_an_error_and_is_named(name):
     logits = perfect(name, targets_of(name, rows, labels), labels)
     odd = [*rows[:3], Example("x.jsonl:4", TEXT, label="new")]
     assert targets_of(name, odd, labels)[-1] == -1
-    figures = task.score(odd, answered(name, odd, labels, logits, all_scores=True), labels)
+    figures = task.score(odd, answered(name, odd, labels, logits), labels)
     assert figures["accuracy"] == 0.75 and figures["macro_f1"] < 0.8 and figures["log_loss"] > 3
     assert task.unseen(odd, labels) == ("new",)
 
@@ -140,7 +141,7 @@ def test_abstentions_have_no_label_and_are_counted():
     task, rows, labels = TASKS["classification"], examples("classification"), settled("classification")
     logits = perfect("classification", targets_of("classification", rows, labels), labels)
     logits[0] = [0.0, 0.1, 0.0]
-    predictions = answered("classification", rows, labels, logits, min_score=0.9)
+    predictions = list(map(Wish(0.9).of, answered("classification", rows, labels, logits)))
     assert [p.label for p in predictions] == [None, "a", "c", "a"]
     figures = task.score(rows, predictions, labels)
     assert figures["coverage"] == figures["accuracy"] == 0.75
@@ -150,7 +151,7 @@ def test_scores_are_softmax_probabilities_divided_by_the_temperature():
     labels, logits = LabelSet(("a", "b", "c")), np.array([[1.0, 2.0, 4.0]])
     task = TASKS["classification"]
     decisions = task.decide(logits, np.array([0]), labels, Calibration(2.0))
-    (prediction,) = task.predictions([Example("x", TEXT)], [np.array([(0, 18)])], decisions, labels, all_scores=True)
+    (prediction,) = task.predictions([Example("x", TEXT)], [np.array([(0, 18)])], decisions, labels)
     wanted = torch.softmax(torch.tensor(logits[0]) / 2, 0).tolist()
     assert dict(prediction.scores) == pytest.approx(dict(zip("abc", wanted, strict=True)))
     assert prediction.label == "c" and prediction.score == prediction.scores["c"]
@@ -198,14 +199,15 @@ def test_multilabel_obeys_its_thresholds():
     labels, task = LabelSet(("a", "b")), TASKS["multilabel"]
     decisions = task.decide(np.zeros((1, 2)), np.array([0]), labels, Calibration(thresholds=(0.5, 0.6)))
     (prediction,) = task.predictions([Example("x", TEXT)], [np.array([(0, 18)])], decisions, labels)
-    assert prediction.labels == ("a",) and prediction.scores == {"a": 0.5}
+    assert prediction.labels == ("a",) and prediction.scores == {"a": 0.5, "b": 0.5}
+    assert Wish().of(prediction).scores == {"a": 0.5}
 
 
 def test_an_unseen_label_in_a_set_is_an_error():
     rows, labels = examples("multilabel"), settled("multilabel")
     logits = perfect("multilabel", targets_of("multilabel", rows, labels), labels)
     odd = [Example("x.jsonl:1", TEXT, label=("a", "c", "new")), *rows[1:]]
-    figures = TASKS["multilabel"].score(odd, answered("multilabel", odd, labels, logits, all_scores=True), labels)
+    figures = TASKS["multilabel"].score(odd, answered("multilabel", odd, labels, logits), labels)
     assert figures["accuracy"] == 0.75 and figures["macro_f1"] == 0.75
     assert figures["log_loss"] > 1
 
@@ -238,9 +240,10 @@ def test_labels_have_no_unit(name):
 
 
 def test_regression_does_not_abstain():
-    rows = examples("regression")
+    (said, *_) = answered("regression", examples("regression"), LabelSet(()), np.zeros((4, 1)))
+    assert Wish(scores=True).of(said) == said
     with pytest.raises(SettingsError, match="min_score"):
-        answered("regression", rows, LabelSet(()), np.zeros((4, 1)), min_score=0.5)
+        Wish(0.5).of(said)
 
 
 # Tagging
@@ -267,8 +270,8 @@ def test_a_span_has_characters_text_and_the_geometric_mean_of_its_units():
     ((span,),) = (p.spans for p in task.predictions(rows, [np.array(UNITS)], decisions, labels))
     assert (span.start, span.end, span.label, span.text) == (0, 7, "PER", "Ann saw")
     assert span.score == pytest.approx((0.7 * 0.8) ** 0.5)
-    (kept,) = task.predictions(rows, [np.array(UNITS)], decisions, labels, min_score=0.8)
-    assert kept.spans == ()
+    (said,) = task.predictions(rows, [np.array(UNITS)], decisions, labels)
+    assert Wish(0.8).of(said).spans == () and Wish(0.7).of(said) == said
 
 
 def test_documents_without_units_have_no_spans_and_shift_nobody():
@@ -360,7 +363,7 @@ def test_multilabel_calibration_is_counted_in_one_way():
     hot = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], np.float32)
     fitted = task.calibrate(logits, hot, labels)
     decisions = task.decide(logits, np.arange(4), labels, fitted)
-    answers = task.predictions(rows, [np.array([[0, len(TEXT)]])] * 4, decisions, labels, all_scores=True)
+    answers = task.predictions(rows, [np.array([[0, len(TEXT)]])] * 4, decisions, labels)
     assert task.score(rows, answers, labels)["ece"] == pytest.approx(fitted.ece_after, abs=1e-5)
 
 

@@ -6,11 +6,11 @@ A graph is taken from where `labeltune export` puts it, and must be the certifie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from labeltune.answers import Answered, refuse_score, with_input
+from labeltune.answers import Answered, Wish, with_input
 from labeltune.config import Config, with_settings
 from labeltune.data.encoding import Encoder
 from labeltune.errors import RunError, SettingsError, nearest
@@ -38,9 +38,7 @@ BUDGET = 1024
 class Answerer(Protocol):
     """Answers portions."""
 
-    def answer(
-        self, portion: Portion, *, min_score: float | None, scores: bool, progress: Progress
-    ) -> list[Prediction]:
+    def answer(self, portion: Portion, wish: Wish, progress: Progress) -> list[Prediction]:
         """One prediction for each row of the portion."""
 
 
@@ -50,12 +48,10 @@ class How:
 
     run: Path
     settings: Mapping[str, Any]
-    min_score: float | None = None
-    scores: bool = False
+    wish: Wish = field(default_factory=Wish)
     backend: str = TORCH
 
     def __post_init__(self) -> None:
-        refuse_score(self.min_score)
         if self.backend not in BACKENDS:
             raise SettingsError(f"{self.backend!r} is no backend", at="--backend", hint=nearest(self.backend, BACKENDS))
         for name in self.settings if self.backend != TORCH else ():
@@ -107,7 +103,7 @@ class Answering:
             progress(rows)
 
         how = self.how
-        found = self.answerer.answer(portion, min_score=how.min_score, scores=how.scores, progress=count)
+        found = self.answerer.answer(portion, how.wish, count)
         progress(len(portion.rows) - told)  # rows whose text had been answered already
         return list(map(with_input, portion.rows, found))
 
@@ -141,26 +137,9 @@ class _Graph:
     def encoder(self) -> Encoder:
         return self.graph.encoder
 
-    def answer(
-        self, portion: Portion, *, min_score: float | None, scores: bool, progress: Progress
-    ) -> list[Prediction]:
-        if min_score is not None and self.graph.task == "regression":
-            raise SettingsError("regression has no score to abstain by", at="min_score", hint="leave it out")
-
+    def answer(self, portion: Portion, wish: Wish, progress: Progress) -> list[Prediction]:
         def decide(examples: Sequence[Example], rows: Sequence[Encoded]) -> list[Prediction]:
             found = self.graph.decide(examples, rows, budget=self.budget, progress=progress)
-            return [_asked(prediction, min_score or 0.0, scores) for prediction in found]
+            return [wish.of(prediction) for prediction in found]
 
         return answer(portion, self.encoder, decide)
-
-
-def _asked(prediction: Prediction, least: float, scores: bool) -> Prediction:
-    """A graph's answer, which has all scores, with those that were asked for, withheld below `least`."""
-    every = prediction.scores or {}
-    if prediction.labels is not None:
-        labels = tuple(name for name in prediction.labels if every[name] >= least)
-        return replace(prediction, labels=labels, scores=every if scores else {name: every[name] for name in labels})
-    if prediction.spans is not None:
-        return replace(prediction, spans=tuple(span for span in prediction.spans if span.score >= least))
-    label = prediction.label if prediction.score is not None and prediction.score >= least else None
-    return replace(prediction, label=label, scores=prediction.scores if scores else None)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeltune.answers import Answered
+from labeltune.answers import Answered, Wish
 from labeltune.bulk.backends import TORCH, How
 from labeltune.bulk.engines import ENGINES
 from labeltune.bulk.forms import form_of, line
@@ -97,8 +97,8 @@ class Job:
             "sources": [[source.name, source.format] for source in self.sources],
             "files": [[str(Path(path).resolve()), *stamp] for path, *stamp in files_of(self.sources)],
             "settings": settings,
-            "min_score": self.how.min_score,
-            "scores": self.how.scores,
+            "min_score": self.how.wish.min_score,
+            "scores": self.how.wish.scores,
             "backend": self.how.backend,
             "shard_rows": self.rows,
         }
@@ -121,7 +121,7 @@ def open_job(
         SettingsError: one that may not differ, or a backend that is none.
     """
     opened = open_run(run)
-    how = How(opened.folder.resolve(), settings or {}, min_score, scores, backend)
+    how = How(opened.folder.resolve(), settings or {}, Wish(min_score, scores), backend)
     data = with_settings(opened.config, of_new_rows(settings)).data
     sources = sources_of(files, data, _known(opened))
     streams = [open_stream(source, data, opened.config.task) for source in sources]  # before any time is spent

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from labeltune.config import Config
 from labeltune.errors import LabeltuneError
-from labeltune.export.recorded import dev_rows
 from labeltune.model.heads import Head, StockHead, Unit
 from labeltune.model.member import Member, merge
 from labeltune.predict import Predictor, load
+from labeltune.recorded import dev_rows
 from labeltune.run import Run
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.tasks import Calibration, Task

@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
 
+from labeltune.answers import Wish
 from labeltune.errors import LabeltuneError
 from labeltune.schema import Encoded, Example
 from labeltune.serve.engine import Departed, Overloaded
 from labeltune.serve.fleet import Fleet
-from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.serve.hosted import Answer, Hosted
 from labeltune.serve.refusals import Refusal, refusal_of
 from labeltune.serve.settings import ServeConfig
 

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from labeltune.answers import Wish
 from labeltune.data.batches import pack
 from labeltune.errors import DataError, LabeltuneError
 from labeltune.model.backbone import Backbone
 from labeltune.model.member import LabelModel
 from labeltune.model.selfcheck import check
 from labeltune.schema import Encoded, Example
-from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.serve.hosted import Answer, Hosted
 
 FADE = 0.9
 """How much of the measured speed the last passes keep at each new one."""

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from labeltune.answers import Wish
 from labeltune.assembly import fresh_member, make_encoder, task_of
 from labeltune.config import Config
 from labeltune.data.encoding import Encoder
@@ -19,14 +20,6 @@ from labeltune.model.member import Member
 from labeltune.run import TOKENIZER, Run
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.tasks import Calibration, Task
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a request wants of its answers. min_score: below it the model abstains. scores: every label's."""
-
-    min_score: float | None = None
-    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +79,7 @@ class Hosted:
         """Decide on the logits (S, L) of whole documents; document_S (S) numbers the examples from 0."""
         decisions = self.task.decide(logits_SL, document_S, self.labels, self.calibration, self.member.head)
         spans = [row.target_span for row in rows]
-        said = self.task.predictions(
-            examples, spans, decisions, self.labels, min_score=wish.min_score, all_scores=wish.scores
-        )
+        said = map(wish.of, self.task.predictions(examples, spans, decisions, self.labels))
         bounds = np.searchsorted(document_S, np.arange(len(examples) + 1))
         places = zip(examples, said, bounds, bounds[1:], rows, strict=False)
         return [Answer(self, e, p, logits_SL[first:last], len(row.tokens)) for e, p, first, last, row in places]

@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
+from labeltune.answers import Wish
 from labeltune.serve.desk import Desk
-from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.serve.hosted import Answer, Hosted
 from labeltune.serve.refusals import Refusal
 from labeltune.serve.replies import REFUSALS, Reply
 from labeltune.serve.runs import said

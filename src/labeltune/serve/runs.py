@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from labeltune.answers import answer_fields, read_text
+from labeltune.answers import Wish, answer_fields, read_text
 from labeltune.schema import Prediction, in_column
 from labeltune.serve.desk import ADMIN_SCOPE, Desk
-from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.serve.hosted import Answer, Hosted
 from labeltune.serve.refusals import Refusal
 from labeltune.serve.replies import REFUSALS, Refused, Reply
 

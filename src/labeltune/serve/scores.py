@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import expit, softmax
 
-from labeltune.serve.hosted import Answer, Hosted, Wish
+from labeltune.answers import Wish
+from labeltune.serve.hosted import Answer, Hosted
 from labeltune.serve.refusals import Refusal
 
 VALUE = "value"

@@ -79,22 +79,14 @@ class SingleLabel(DocumentTask):
         return fit_temperature(lambda temperature: self.probabilities(as_array(logits), temperature), targets)
 
     def prediction(
-        self,
-        example: Example,
-        answer: np.ndarray,
-        probabilities: np.ndarray,
-        labels: LabelSet,
-        min_score: float | None,
-        all_scores: bool,
+        self, example: Example, answer: np.ndarray, probabilities: np.ndarray, labels: LabelSet
     ) -> Prediction:
-        """The label, unless its probability is below `min_score`."""
-        score = float(probabilities[answer])
-        withheld = min_score is not None and score < min_score
+        """The label and its probability."""
         return Prediction(
             example.id,
-            label=None if withheld else labels.names[answer],
-            score=score,
-            scores=Scores(labels, probabilities) if all_scores else None,
+            label=labels.names[answer],
+            score=float(probabilities[answer]),
+            scores=Scores(labels, probabilities),
             value=self._value(probabilities),
         )
 

@@ -34,23 +34,14 @@ class DocumentTask(Task):
         target_spans: Sequence[np.ndarray],
         decisions: Decisions,
         labels: LabelSet,
-        *,
-        min_score: float | None = None,
-        all_scores: bool = False,
     ) -> list[Prediction]:
         """Each document's answer put into words."""
         rows = zip(examples, decisions.answers, decisions.probabilities, strict=True)
-        return [self.prediction(example, a, p, labels, min_score, all_scores) for example, a, p in rows]
+        return [self.prediction(example, a, p, labels) for example, a, p in rows]
 
     @abstractmethod
     def prediction(
-        self,
-        example: Example,
-        answer: np.ndarray,
-        probabilities: np.ndarray,
-        labels: LabelSet,
-        min_score: float | None,
-        all_scores: bool,
+        self, example: Example, answer: np.ndarray, probabilities: np.ndarray, labels: LabelSet
     ) -> Prediction:
         """One document's answer and probabilities, an entry and a row of `Decisions`, in words."""
 

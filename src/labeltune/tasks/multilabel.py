@@ -99,19 +99,11 @@ class Multilabel(DocumentTask):
         return replace(fitted, thresholds=fit_thresholds(_probabilities(logits_SL, fitted.temperature), targets))
 
     def prediction(
-        self,
-        example: Example,
-        answer: np.ndarray,
-        probabilities: np.ndarray,
-        labels: LabelSet,
-        min_score: float | None,
-        all_scores: bool,
+        self, example: Example, answer: np.ndarray, probabilities: np.ndarray, labels: LabelSet
     ) -> Prediction:
-        """The labels answered yes, of at least `min_score`."""
-        given = answer if min_score is None else answer & (probabilities >= min_score)
-        names = tuple(labels.names[place] for place in np.flatnonzero(given))
-        scores = Scores(labels, probabilities)
-        return Prediction(example.id, labels=names, scores=scores if all_scores else {n: scores[n] for n in names})
+        """The labels answered yes."""
+        names = tuple(labels.names[place] for place in np.flatnonzero(answer))
+        return Prediction(example.id, labels=names, scores=Scores(labels, probabilities))
 
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
         """Right where a label is both in the gold and given."""

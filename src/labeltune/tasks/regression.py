@@ -14,7 +14,7 @@ import torch
 
 from labeltune import metrics
 from labeltune.data.settings import DataConfig
-from labeltune.errors import DataError, SettingsError
+from labeltune.errors import DataError
 from labeltune.labels import LabelSet
 from labeltune.losses import Sums
 from labeltune.metrics import Figures, Hits
@@ -108,17 +108,9 @@ class Regression(DocumentTask):
         return Calibration()
 
     def prediction(
-        self,
-        example: Example,
-        answer: np.ndarray,
-        probabilities: np.ndarray,
-        labels: LabelSet,
-        min_score: float | None,
-        all_scores: bool,
+        self, example: Example, answer: np.ndarray, probabilities: np.ndarray, labels: LabelSet
     ) -> Prediction:
-        """The number; there is no score to abstain by."""
-        if min_score is not None:
-            raise SettingsError("regression has no score to abstain by", at="min_score", hint="leave it out")
+        """The number."""
         return Prediction(example.id, value=float(answer))
 
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:

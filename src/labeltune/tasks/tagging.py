@@ -119,18 +119,13 @@ class Tagging(Task):
         target_spans: Sequence[np.ndarray],
         decisions: Decisions,
         labels: LabelSet,
-        *,
-        min_score: float | None = None,
-        all_scores: bool = False,
     ) -> list[Prediction]:
-        """The spans of each example; those with a score below `min_score` are left out."""
+        """The spans of each example."""
         bounds = np.searchsorted(decisions.target_document, np.arange(len(examples) + 1))
         found = []
         for example, units, first, last in zip(examples, target_spans, bounds[:-1], bounds[1:], strict=True):
             tags, probabilities = decisions.answers[first:last], decisions.probabilities[first:last]
-            spans = _spans(example.text, units, tags, probabilities, labels)
-            kept = (span for span in spans if min_score is None or span.score >= min_score)
-            found.append(Prediction(example.id, spans=tuple(kept)))
+            found.append(Prediction(example.id, spans=tuple(_spans(example.text, units, tags, probabilities, labels))))
         return found
 
     def read_part(self, example: Example, target_spans: np.ndarray) -> Example:

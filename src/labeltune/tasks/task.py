@@ -238,13 +238,10 @@ class Task(ABC):
         target_spans: Sequence[np.ndarray],
         decisions: Decisions,
         labels: LabelSet,
-        *,
-        min_score: float | None = None,
-        all_scores: bool = False,
     ) -> list[Prediction]:
-        """One prediction for each example; the examples are documents 0, 1, … of the decisions.
+        """One prediction with every score for each example; the examples are documents 0, 1, … of the decisions.
 
-        target_spans: per example int (t, 2), the characters of its targets. min_score: below it the model abstains.
+        target_spans: per example int (t, 2), the characters of its targets.
         """
 
     # Answers -> figures
@@ -255,7 +252,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, examples: Iterable[Example], predictions: Sequence[Prediction], labels: LabelSet) -> Figures:
-        """`metrics` on the full gold. Rows in the same order; `log_loss` needs `all_scores` predictions."""
+        """`metrics` on the full gold. Rows in the same order; `log_loss` needs every score."""
 
     @abstractmethod
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
