@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 import labeltune.fitting
+from labeltune.adaptation.objectives import OBJECTIVES
+from labeltune.adaptation.optimisers import OPTIMISERS
+from labeltune.adaptation.settings import OBJECTIVE_NAMES, OPTIMISER_NAMES
 from labeltune.cli import main
 from labeltune.config import Config
+from labeltune.model.pooling import POOLINGS
+from labeltune.model.settings import POOLING_NAMES
 from labeltune.settings import known_names
 
 QUICK = ("--set", "train.epochs=1", "--set", "train.batch_rows=8", "--set", "train.threads=1", "--set", "lora.rank=2")
@@ -49,7 +55,7 @@ def test_an_unknown_section_names_those_that_there_are(typed) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["trian"], ["train", "x.jsonl"], ["predict"], ["evaluate", "run"], ["train", "x", "--out", "y", "--lr", "3"]],
+    [["trian"], ["train", "x.jsonl"], ["predict"], ["evaluate"], ["train", "x", "--out", "y", "--lr", "3"]],
     ids=str,
 )
 def test_wrong_usage_ends_with_2(typed, words: list[str]) -> None:
@@ -186,6 +192,22 @@ def test_every_setting_is_listed_with_its_meaning(typed) -> None:
     rows = json.loads(typed("settings", "--json").out)
     assert set(known_names(Config)) <= {row["name"] for row in rows}
     assert all(row["meaning"] and row["type"] for row in rows)
+
+
+def test_settings_are_listed_without_loading_torch() -> None:
+    """It takes seconds, and a list of words needs none of it."""
+    asked = """
+        import sys
+        from typer.testing import CliRunner
+        from labeltune.cli import app
+        assert CliRunner().invoke(app, ["settings"]).exit_code == 0
+        assert "labeltune.config" in sys.modules and "torch" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", dedent(asked)], check=True)
+
+
+def test_the_names_that_settings_list_are_those_that_there_are() -> None:
+    assert (*POOLINGS,) == POOLING_NAMES and (*OBJECTIVES,) == OBJECTIVE_NAMES and (*OPTIMISERS,) == OPTIMISER_NAMES
 
 
 def test_tables_within_a_section_are_listed_key_by_key(typed) -> None:

@@ -17,10 +17,10 @@ from pydantic.fields import FieldInfo
 
 from labeltune.data.settings import DataConfig
 from labeltune.errors import SettingsError
-from labeltune.inference import SWITCHES
 from labeltune.model.settings import MINI, HeadConfig, LoraConfig, ModelConfig
 from labeltune.settings import Settings, build
 from labeltune.storage import is_there
+from labeltune.switches import SWITCHES
 from labeltune.training.settings import EvalConfig, TrainConfig
 
 PATHS = ("data.train", "data.dev", "data.test", "model.name", "train.init")

@@ -27,21 +27,13 @@ from labeltune.metrics import Figures
 from labeltune.model.member import LabelModel
 from labeltune.schema import Encoded, Example, Prediction
 from labeltune.shortage import fits
+from labeltune.switches import SWITCHES, TRUNCATE_GOLD
 from labeltune.tasks import Calibration, Loss, Task
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 8192
 """Rows that are sorted by length together; what a stream of answers holds in memory."""
-
-TRUNCATE_GOLD = "eval.truncate_gold"
-SWITCHES = {
-    TRUNCATE_GOLD: "scored on what the model read, not on the full gold",
-    "eval.reported": "selected on the reported split: expect less on new data",
-    "data.tag_starts_only": "entities are their first words alone: this is no span score of whole entities",
-    "data.pad_as_text": "padding was read as text: an answer depends on the rows beside it",
-}
-"""Defects of published protocols that a setting turns on, so that their size can be seen; reports say so."""
 
 Progress = Callable[[int], None]
 """Called with the number of rows just answered."""

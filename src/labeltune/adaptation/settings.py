@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from labeltune.adaptation.objectives import OBJECTIVES
-from labeltune.adaptation.optimisers import OPTIMISERS
 from labeltune.data.settings import DataConfig
 from labeltune.model.settings import LoraConfig, ModelConfig
 from labeltune.settings import Settings, one_of
 from labeltune.training.settings import DEVICES
 
+OBJECTIVE_NAMES = ("clm", "mntp", "mlm")
+OPTIMISER_NAMES = ("adamw", "muon")
 SAVE_DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -23,7 +23,7 @@ class AdaptConfig(Settings):
     """Text files (documents parted by an empty line), or data files with a text column; .xz, .zst and .gz too."""
     heldout: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Text that no step trains on: a file, or a share of the documents (chosen by their content; 0 holds none out)."""
-    objective: Annotated[str, one_of(OBJECTIVES)] = "clm"
+    objective: Annotated[str, one_of(OBJECTIVE_NAMES)] = "clm"
     """clm: the next token. mntp: hidden tokens from the place before, without the causal mask. mlm: encoders' own."""
     from_config: str | None = None
     """A config.json, or its folder: train a fresh model of this shape instead of `model.name`."""
@@ -39,7 +39,7 @@ class AdaptConfig(Settings):
     """Peak learning rate of AdamW [hidden size H: 2e-5 · 4096 / H, adapter 2e-4 · (4096 / H)^½, fresh model 1 / 2H]."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of Muon [2 · lr]."""
-    optimiser: Annotated[str, one_of(OPTIMISERS)] | None = None
+    optimiser: Annotated[str, one_of(OPTIMISER_NAMES)] | None = None
     """adamw, or muon for the blocks' matrices and adamw for the rest [muon with from_config, else adamw]."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Most tokens of an optimiser step."""

@@ -129,10 +129,6 @@ class StockHead(nn.Module):
         return self.unit.of(values.reshape(-1, self.labels))
 
 
-HEAD_KINDS = ("linear", "stock")
-"""What `head.kind` may say."""
-
-
 def dropped(
     vectors_SD: torch.Tensor, share: float, key: Key | None, row_S: torch.Tensor, index_S: torch.Tensor
 ) -> torch.Tensor:

@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from labeltune.model.heads import HEAD_KINDS
-from labeltune.model.pooling import POOLINGS
 from labeltune.settings import Settings, one_of
 
 MINI = "mini"
@@ -19,7 +17,8 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 CHECKPOINTING = ("auto", "on", "off")
 RECORDING = ("auto", "off")
 MATMUL = ("auto", "stock", "onednn")
-POOLING_NAMES = tuple(POOLINGS)
+POOLING_NAMES = ("first", "last", "mean", "max", "attention")
+HEAD_KINDS = ("linear", "stock")
 LORA_KINDS = ("lora", "rslora", "dora", "none", "full")
 
 
