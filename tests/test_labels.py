@@ -26,7 +26,7 @@ from labeltune.schema import Span
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from seqeval.scheme import IOB1, IOB2, IOBES, Entities
+    from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 
 LABELS = LabelSet(("LOC", "ORG", "PER"))
 any_tags = st.lists(st.sampled_from(tag_names(LABELS)), max_size=12)
@@ -50,14 +50,18 @@ def test_iob2_spans_equal_seqevals_strict_ones(tags):
     assert spans_of(tags, "IOB2") == seqeval_spans(tags, IOB2)
 
 
+ENDS = {"BIOES": "ES", "BILOU": "LU"}
+
+
 def rewrite(spans, units, scheme):
     """The textbook definition of each scheme, written out per span."""
     tags, before = ["O"] * units, (-1, "")
     for first, last, label in spans:
         for unit in range(first, last):
             letter = "I"
-            if scheme == "BIOES":
-                letter = "S" if last - first == 1 else "B" if unit == first else "E" if unit == last - 1 else "I"
+            if scheme in ENDS:
+                end, single = ENDS[scheme]
+                letter = single if last - first == 1 else "B" if unit == first else end if unit == last - 1 else "I"
             elif unit == first and before == (first, label):
                 letter = "B"
             tags[unit] = f"{letter}-{label}"
@@ -71,9 +75,10 @@ def test_every_scheme_gives_the_spans_it_was_written_from(drawn):
     spans, units = drawn
     assert spans_of(tags_of(spans, units), "IOB2") == spans
     assert spans_of(rewrite(spans, units, "IOB1"), "IOB1") == spans
-    assert spans_of(rewrite(spans, units, "BIOES"), "BIOES") == spans
     assert seqeval_spans(rewrite(spans, units, "IOB1"), IOB1) == spans
-    assert seqeval_spans(rewrite(spans, units, "BIOES"), IOBES) == spans
+    for scheme, seqeval_s in (("BIOES", IOBES), ("BILOU", BILOU)):
+        assert spans_of(rewrite(spans, units, scheme), scheme) == spans
+        assert seqeval_spans(rewrite(spans, units, scheme), seqeval_s) == spans
 
 
 @settings(max_examples=300, deadline=None)
@@ -82,10 +87,11 @@ def test_a_regular_row_has_no_fault_and_its_scheme_is_recognised(drawn):
     spans, units = drawn
     assert first_fault(tags_of(spans, units), "IOB2") is None
     assert first_fault(rewrite(spans, units, "IOB1"), "IOB1") is None
-    assert first_fault(rewrite(spans, units, "BIOES"), "BIOES") is None
+    for scheme in ENDS:
+        assert first_fault(rewrite(spans, units, scheme), scheme) is None
     assert recognise([tags_of(spans, units)]) == "IOB2"
     if spans:
-        assert recognise([rewrite(spans, units, "BIOES")]) == "BIOES"
+        assert all(recognise([rewrite(spans, units, scheme)]) == scheme for scheme in ENDS)
         assert recognise([rewrite(spans, units, "IOB1")]) == "IOB1"
 
 
@@ -99,6 +105,7 @@ def test_a_fault_is_named_with_its_unit():
     assert first_fault(["O", "I-PER"], "IOB2") == (1, "I-PER where IOB2 has B-PER")
     assert first_fault(["O", "B-PER"], "IOB1") == (1, "B-PER where IOB1 has I-PER")
     assert first_fault(["B-PER", "O"], "BIOES") == (0, "B-PER where BIOES has S-PER")
+    assert first_fault(["B-PER", "O"], "BILOU") == (0, "B-PER where BILOU has U-PER")
 
 
 @pytest.mark.parametrize("tag", ["", "PER", "X-PER", "B-", "b-PER", "0"])

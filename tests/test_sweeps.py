@@ -21,8 +21,11 @@ from labeltune import Interrupted, Sweep, evaluate, load, open_run, plan_sweep, 
 from labeltune.config import Config, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.model.backbone import Backbone
-from labeltune.sweeps.axes import all_points, grids_of, random_points
+from labeltune.sweeps import report
+from labeltune.sweeps.axes import Range, all_points, grids_of, random_points
 from labeltune.sweeps.facts import Began, Ended, Moved, Pruned
+from labeltune.sweeps.rounds import allowed
+from labeltune.sweeps.selection import Trust, sentences
 from labeltune.sweeps.settings import SweepConfig
 from labeltune.sweeps.tables import TIMES
 
@@ -438,12 +441,39 @@ def test_the_minutes_of_a_call_that_was_stopped_count(folder: Path, tmp_path: Pa
         ("{ low = 1e-4, high = 1e-3, step = 0 }", "step: 0 is no step"),
         ("{ low = 1e-4, high = 1e-3, step = -1e-4 }", "step: -0.0001 is no step"),
         ("{ low = 1e-3, high = 1e-4 }", "from a low to a high"),
+        ("{ low = 1e-3, high = 1e-2, log = true, step = 1e-3 }", "a log range has no equal steps"),
     ],
 )
 def test_a_range_that_is_none_is_named(folder: Path, tmp_path: Path, axis: str, says: str) -> None:
     text = f'[sweep]\nsearch = "random"\n[sweep.axes]\n"train.lr" = {axis}\n'
     with pytest.raises(SettingsError, match=says):
         sweep(written(folder, text), out=tmp_path / "s")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_whole_numbers_of_a_range_are_drawn_as_optuna_draws_them(log: bool) -> None:
+    """Its sampler of independent numbers; with equal steps or equal ratios the ends are not rarer than the rest."""
+    us = (np.arange(40_000) + 0.5) / 40_000
+    drawn = np.array([Range(2, 6, log=log).draw(u) for u in us])
+    optuna = pytest.importorskip("optuna")
+    sampler, space = optuna.samplers.RandomSampler(seed=0), optuna.distributions.IntDistribution(2, 6, log=log)
+    stock = np.array([sampler.sample_independent(None, None, "x", space) for _ in range(20_000)])
+    for number in range(2, 7):
+        assert (drawn == number).mean() == pytest.approx((stock == number).mean(), abs=0.012)
+    assert set(drawn) == {2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_plot_s_line_joins_the_best_of_each_value(higher: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, **_: lines.append((list(x), list(y))))
+    report._plot("train.lr", [(1, 0.9), (1, 0.1), (2, 0.5), (2, 0.3)], "mse", max if higher else min)
+    assert lines == [([1, 2], [0.9, 0.5] if higher else [0.1, 0.3])]
+
+
+@pytest.mark.parametrize(("higher", "word"), [(True, "high"), (False, "low")])
+def test_a_chosen_error_is_too_low_where_a_chosen_score_is_too_high(higher: bool, word: str) -> None:
+    assert f"about 0.1000 too {word}:" in " ".join(sentences(Trust(optimism=0.1, points=4), "mse", higher=higher))
 
 
 def test_a_range_of_fractions_between_whole_ends_has_fractions() -> None:
@@ -458,12 +488,24 @@ def test_a_range_of_fractions_between_whole_ends_has_fractions() -> None:
         ({"sweep": 1}, "sweep: this is a section"),
         ({"sweep.seeds": []}, "seeds: "),
         ({"sweep.engine": "ray", "sweep.budget.minutes": 5}, "do not count minutes"),
+        ({"sweep.budget.epochs": 0.5}, "sweep.budget.epochs: one setting takes . epochs; give it at least"),
+        ({"sweep.budget.epochs": 9, "sweep.axes": {"train.epochs": [1, 20]}}, "the epochs are an axis"),
+        (
+            {"sweep.grid": [{"lora.rank": [2], "when": {"lora.kind": "lora"}}]},
+            r'when."lora.kind": a condition is about',
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_runs(folder, tmp_path, settings, says) -> None:
     with pytest.raises(SettingsError, match=says):
         sweep(written(folder, AXES), out=tmp_path / "s", settings=settings)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(("epochs", "points"), [(0.3, 3), (0.29, 2), (1.0, 10)])
+def test_a_budget_of_epochs_is_counted_to_the_last_whole_setting(epochs: float, points: int) -> None:
+    config, base = SweepConfig(axes={}, budget={"epochs": epochs}), make({"train": {"epochs": 0.1}})
+    assert allowed(grids_of(config, base, "s.toml"), base, config) == points
 
 
 def test_a_budget_of_minutes_lets_no_more_trials_begin_and_says_so(folder: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def backbone_key(config: Config) -> tuple[Any, ...]:
 def encoding_key(dataset: Dataset, assembly: Assembly) -> str:
     """Stands for the rows, the labels, the tokenizer and all settings of the encoding."""
     chosen = hashlib.sha256(np.packbits(dataset.survey.good).tobytes()).hexdigest()
-    return assembly.encoder.key(dataset.content, chosen, *assembly.labels.names)
+    return assembly.encoder.key(dataset.content, chosen, assembly.task.name, *assembly.labels.names)
 
 
 def _split_seed(config: Config) -> int | None:

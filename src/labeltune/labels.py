@@ -1,4 +1,4 @@
-"""Names of labels, and tags as spans: the three tagging schemes, legal transitions, characters to units and back.
+"""Names of labels, and tags as spans: the four tagging schemes, legal transitions, characters to units and back.
 
 A unit span is `(first, last, label)`, half-open in units: `[(0, 2, "PER")]` covers units 0 and 1. Inside the house tags
 are IOB2 and numbered `O, B-x, I-x, B-y, I-y, …` in the order of the label set, so tag 0 is outside, odd tags begin and
@@ -18,7 +18,9 @@ from labeltune.errors import DataError, nearest
 from labeltune.schema import Span
 
 OUTSIDE = "O"
-SCHEMES = ("IOB2", "IOB1", "BIOES")
+SCHEMES = ("IOB2", "IOB1", "BIOES", "BILOU")
+_ENDS = {"BIOES": ("E", "S"), "BILOU": ("L", "U")}
+"""Of the schemes that mark a span's end: the letters of a last unit and of a single one."""
 _PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}  # BILOU is BIOES under other letters
 
 UnitSpan = tuple[int, int, str]
@@ -71,15 +73,18 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 
 def recognise(rows: Iterable[Sequence[str]]) -> str:
-    """The scheme of a data set's tags: BIOES where E- or S- occur, IOB2 where every span begins with B-, else IOB1.
+    """The scheme of a data set's tags: BIOES where E- or S- occur, BILOU where L- or U- do; else IOB2 or IOB1.
+
+    It is IOB2 where every span begins with B-.
 
     Rows that mix IOB1 and IOB2 are read as IOB1, which loses no span.
     """
     scheme = "IOB2"
     for row in rows:
         parts = [split_tag(tag) for tag in row]
-        if any(prefix in "ES" for prefix, _ in parts):
-            return "BIOES"
+        for ending, letters in _ENDS.items():
+            if any(tag.partition("-")[0] in letters for tag in row):
+                return ending
         if any(label != before for before, label in _inner(parts)):
             scheme = "IOB1"
     return scheme
@@ -134,8 +139,8 @@ def _regular(tags: Sequence[str], scheme: str) -> list[str]:
         letters = ["I"] * (last - first)
         if scheme != "IOB1" or before == (first, label):
             letters[0] = "B"
-        if scheme == "BIOES":
-            letters[-1] = "S" if last - first == 1 else "E"
+        if ends := _ENDS.get(scheme):
+            letters[-1] = ends[last - first == 1]
         regular[first:last] = [f"{letter}-{label}" for letter in letters]
         before = (last, label)
     return regular

@@ -110,6 +110,12 @@ def test_mntp_learns_to_fill_in_hidden_tokens(tmp_path: Path, text_file, tiny_fo
     assert ready.config.model.unmask == "all"
 
 
+def test_muon_leaves_the_magnitudes_of_dora_to_adamw(tmp_path: Path, text_file, tiny_folder):
+    dora = {"lora.kind": "dora", "lora.rank": 4, "lora.dropout": 0, "optimiser": "muon", "matrix_lr": 3e-3, "lr": 3e-3}
+    figures = tune(text_file, tmp_path / "out", tiny_folder, **dora)
+    assert figures["heldout"]["loss"] < figures["before"]["loss"]
+
+
 def test_a_fresh_model_learns_and_is_a_function_of_its_seed(tmp_path: Path, text_file, tiny_folder):
     (tmp_path / "c").mkdir()
     shutil.copy(tiny_folder / "config.json", tmp_path / "c")

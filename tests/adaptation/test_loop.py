@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from labeltune.adaptation.loop import Pace, Reader, Work, steps
 from labeltune.adaptation.objectives import OBJECTIVES, Masking
 from labeltune.adaptation.optimisers import OPTIMISERS, Rates, Weights
+from labeltune.adaptation.setup import _weights_of
 from labeltune.errors import ModelError
 from labeltune.keys import Key
 from labeltune.model import lora, updates
@@ -28,6 +29,8 @@ SIZE = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_laye
 SIZE |= dict(num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 WINDOWED = dict(sliding_window=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
 TINY = {
+    "mixtral": {},
+    "gpt_oss": {},
     "llama": dict(tie_word_embeddings=True),
     "gemma2": dict(head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=0.5, attn_logit_softcapping=0.5),
     "cohere2": dict(logit_scale=0.3),
@@ -50,6 +53,22 @@ def reader_of(model: PreTrainedModel, objective: str, unmask: str | None = None,
     causal = Causal(model, wrap(model, trainable=True), model.config)
     policy = causal.backbone.policy(unmask or OBJECTIVES[objective].unmask)
     return Reader(causal, OBJECTIVES[objective], policy, MASK.share, MASK.token, nullcontext, **words)
+
+
+EXPERTS = {"mixtral": dict(num_local_experts=4), "gpt_oss": dict(num_local_experts=4, head_dim=8)}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_the_matrices_of_experts_are_trained_as_matrices_and_their_biases_are_not(name: str):
+    model = stock(name, **EXPERTS[name])
+    weights = _weights_of(Causal(model, wrap(model, trainable=True), model.config), None)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices, others = (
+        {names[id(p)].rpartition("layers.0.")[2] for p in part} for part in (weights.matrices, weights.others)
+    )
+    assert {"mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj.weight"} <= matrices
+    assert {"input_layernorm.weight", "model.embed_tokens.weight", "lm_head.weight"} <= others
+    assert not any("bias" in name or "norm" in name for name in matrices)
 
 
 @pytest.fixture

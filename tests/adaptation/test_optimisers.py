@@ -39,6 +39,16 @@ def test_muon_goes_where_torch_muon_goes_but_for_bfloat16():
         assert (mine - its).norm() / (its - before).norm() < 0.03
 
 
+def test_each_matrix_of_a_stack_goes_as_it_would_alone():
+    alone, (stack,) = matrices((3, 5), (3, 5)), matrices((2, 3, 5))
+    with torch.no_grad():
+        for matrix, part in zip(alone, stack, strict=True):
+            matrix.copy_(part)
+    (got,) = walk(Muon([stack], lr=0.1, weight_decay=0.1), [stack])
+    want = walk(Muon(alone, lr=0.1, weight_decay=0.1), alone)
+    torch.testing.assert_close(got, torch.stack(want))
+
+
 def test_adamw_is_torchs_with_weight_decay_on_matrices_alone():
     ours, theirs = matrices((4, 4), (4, 1)), matrices((4, 4), (4, 1))
     weights = Weights((ours[0],), (ours[1],))

@@ -160,7 +160,7 @@ def test_any_column_can_be_the_tags(tmp_path):
 
 @pytest.mark.parametrize(
     ("tags", "scheme"),
-    [("B-x I-x O B-x", "IOB2"), ("I-x I-x O I-x", "IOB1"), ("B-x E-x O S-x", "BIOES"), ("B-x L-x O U-x", "BIOES")],
+    [("B-x I-x O B-x", "IOB2"), ("I-x I-x O I-x", "IOB1"), ("B-x E-x O S-x", "BIOES"), ("B-x L-x O U-x", "BILOU")],
 )
 def test_every_scheme_gives_the_same_spans(tags, scheme, tmp_path):
     rows = write(tmp_path / "a.jsonl", [{"tokens": ["a", "b", "c", "d"], "tags": tags.split()}])

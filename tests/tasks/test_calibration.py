@@ -8,6 +8,7 @@ import sklearn.metrics as sk
 
 from labeltune.errors import RunError
 from labeltune.labels import LabelSet
+from labeltune.schema import Example
 from labeltune.tasks import TASKS, Calibration
 from labeltune.tasks.calibration import RANGE, fit_thresholds
 
@@ -36,6 +37,21 @@ def test_a_multilabel_temperature_is_recovered_too():
     gold = (logits + GENERATOR.logistic(size=logits.shape) > 0).astype(np.float32)
     fitted = TASKS["multilabel"].calibrate(logits * 2, gold, LABELS)
     assert fitted.temperature == pytest.approx(2, rel=0.1)
+
+
+def test_the_errors_of_an_order_are_those_of_its_answers():
+    """An ordinal answer is the median, not the likeliest label."""
+    task, random = TASKS["ordinal"], np.random.default_rng(1)
+    logits = 1.5 * random.normal(size=(400, 1)) + np.array([[1.2, 0.0, -1.2]])
+    gold = random.integers(0, 4, 400)
+    order = LabelSet(("a", "b", "c", "d"))
+    fitted = task.calibrate(logits, gold, order)
+    rows = [Example(f"x:{n}", "t", label=order.names[g]) for n, g in enumerate(gold)]
+    for temperature, found in ((1.0, fitted.ece_before), (fitted.temperature, fitted.ece_after)):
+        decided = task.decide(logits, np.arange(400), order, Calibration(temperature))
+        assert (decided.answers != decided.probabilities.argmax(1)).any()
+        said = task.predictions(rows, [np.array([[0, 1]])] * 400, decided, order)
+        assert task.score(rows, said, order)["ece"] == pytest.approx(found, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["classification", "tagging"])

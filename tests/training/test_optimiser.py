@@ -33,6 +33,13 @@ def test_schedules_equal_those_of_transformers(name: str, warmup: float) -> None
         stock.step()
 
 
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+def test_a_warm_up_leaves_the_last_step_its_peak(name: str) -> None:
+    config = TrainConfig(lr=1.0, schedule=name, warmup=100)
+    assert lr_factor(0, 1, config) == 1
+    assert [lr_factor(step, 5, config) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+
+
 def test_every_schedule_of_the_settings_exists() -> None:
     assert tuple(SCHEDULES) == SCHEDULE_NAMES
 

@@ -46,7 +46,7 @@ class Pace:
 
     def factor(self, step: int, total: int) -> float:
         """Of the peak learning rate in step `step` (from 0) of `total`: up, level, and linearly down to the end."""
-        warm = max(1, warmup_steps(self.warmup, total))
+        warm = max(1, min(warmup_steps(self.warmup, total), total))
         falling = max(1.0, self.decay * total)
         down = (total - step) / falling if self.decay else 1.0
         return min(1.0, (step + 1) / warm, down)

@@ -33,7 +33,8 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon iterates in bfloat16, which a CPU without bf16 units emulates about thirty times slower. Equal
     shapes are stacked, so that a model's matrices take a handful of batched products. The update is scaled to AdamW's
-    usual root mean square (0.2), as in torch's `adjust_lr_fn="match_rms_adamw"`.
+    usual root mean square (0.2), as in torch's `adjust_lr_fn="match_rms_adamw"`. Of a stack of matrices (experts)
+    each is updated by itself.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Muon(torch.optim.Optimizer):
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
                 continue
-            updates = orthogonal(torch.stack([self._nesterov(matrix, group["momentum"]) for matrix in matrices]))
-            scale = group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5
+            steps = torch.stack([self._nesterov(matrix, group["momentum"]) for matrix in matrices])
+            updates = orthogonal(steps.flatten(0, -3)).view_as(steps)
+            scale = group["lr"] * 0.2 * max(steps.shape[-2:]) ** 0.5
             for matrix, update in zip(matrices, updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 

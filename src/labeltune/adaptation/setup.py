@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from labeltune.adaptation.choices import CONTEXT, config_file, mask_token_of, settle, tokenizer_folder
@@ -196,12 +197,17 @@ def _work(config: AdaptConfig, reader: Reader, adapter: lora.Adapter | None, cor
 
 
 def _weights_of(causal: Causal, adapter: lora.Adapter | None) -> Weights:
-    """The matrices inside the blocks (of an adapter: all of it), and everything else."""
-    if adapter is not None:
-        return Weights(tuple(adapter.parameters()), ())
-    inside = {id(p) for p in causal.backbone.blocks.parameters() if p.ndim == 2}
-    parameters = [p for p in causal.model.parameters() if p.requires_grad]
+    """The matrices inside the blocks or of an adapter, those of experts in stacks, and everything else."""
+    room: nn.Module = causal.backbone.blocks if adapter is None else adapter
+    inside = {id(p) for name, p in room.named_parameters() if _is_matrix(name, p)}
+    parameters = [p for p in (causal.model if adapter is None else adapter).parameters() if p.requires_grad]
     return Weights(tuple(p for p in parameters if id(p) in inside), tuple(p for p in parameters if id(p) not in inside))
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it mixes features: one matrix or a stack of them; no biases of experts, no convolution of one channel."""
+    stack = parameter.ndim == 3 and min(parameter.shape[-2:]) > 1
+    return (parameter.ndim == 2 or stack) and not name.endswith("bias")
 
 
 def _key(config: AdaptConfig) -> Key:

@@ -162,7 +162,7 @@ class _Tally:
             groups=np.array(self._groups, dtype=np.uint64) if self._config.group else None,
             labels=labels if self._columns.kind == NUMBER else place[labels] if order else labels,
             sets=tuple(order),
-            scheme=max(("BIOES", "IOB1", "IOB2"), key=self._schemes.__getitem__) if self._schemes else None,
+            scheme=max(("BIOES", "BILOU", "IOB1", "IOB2"), key=self._schemes.__getitem__) if self._schemes else None,
             faults=tuple(self._faults),
         )
 

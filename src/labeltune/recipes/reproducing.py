@@ -142,7 +142,7 @@ def _line(recipe: Recipe, cells: Sequence[Cell]) -> Line:
         metric=recipe.metric,
         published=recipe.expected,
         mean=mean,
-        sd=statistics.stdev(scores) if len(scores) > 1 else 0.0 if scores else None,
+        sd=statistics.stdev(scores) if len(scores) > 1 else None,
         seeds=len(scores),
         difference=mean - recipe.expected if fair and mean is not None and recipe.expected is not None else None,
         **{name: _mean(done, name) for name in FIGURES},

@@ -143,4 +143,5 @@ def _points(value: float | None) -> str:
 
 
 def _mean_sd(line: Line) -> str:
-    return "" if line.mean is None or line.sd is None else f"{line.mean:.2f} ± {line.sd:.2f}"
+    spread = "" if line.sd is None else f" ± {line.sd:.2f}"
+    return "" if line.mean is None else f"{line.mean:.2f}{spread}"

@@ -40,13 +40,16 @@ class Range:
     step: float | None = None
 
     def draw(self, u: float) -> float:
-        """The value at quantile `u` (0 to 1)."""
+        """The value at quantile `u` (0 to 1). Whole numbers are all as likely; on a log scale, by their width."""
+        step = self.step or (1 if self.whole else None)
         if self.log:
-            return self._whole(math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low))))
-        if self.step is not None:
-            places = int((self.high - self.low) / self.step + 1e-9) + 1
-            return self._whole(self.low + min(int(u * places), places - 1) * self.step)
-        return self._whole(self.low + u * (self.high - self.low))
+            margin = 0.5 if self.whole else 0.0
+            low, high = math.log(self.low - margin), math.log(self.high + margin)
+            return min(max(self._whole(math.exp(low + u * (high - low))), self.low), self.high)
+        if step is not None:
+            places = int((self.high - self.low) / step + 1e-9) + 1
+            return self._whole(self.low + min(int(u * places), places - 1) * step)
+        return self.low + u * (self.high - self.low)
 
     @property
     def whole(self) -> bool:
@@ -109,6 +112,9 @@ def _grid(table: Mapping[str, Any], base: Config, at: str) -> Grid:
     axes = {name: _values(name, value, base, at) for name, value in flat.items()}
     for name in when:
         _known(name, at)
+        if name not in axes:
+            hint = "name one of the same grid, or leave the condition out"
+            raise SettingsError("a condition is about an axis", at=f'{at}.when."{name}"', hint=hint)
     return Grid(axes, {name: tuple(value) if isinstance(value, list) else (value,) for name, value in when.items()})
 
 
@@ -154,6 +160,8 @@ def _range(value: Mapping[str, Any], at: str) -> Range:
     found = Range(**value)
     if found.step is not None and not found.step > 0:
         raise SettingsError(f"{found.step} is no step", at=f"{at}.step", hint="give a number above 0")
+    if found.step is not None and found.log:
+        raise SettingsError("a log range has no equal steps", at=at, hint="leave out log or step, or list the values")
     if not found.low < found.high or (found.log and found.low <= 0):
         raise SettingsError("a range goes from a low to a high number", at=at, hint="log ranges begin above 0")
     return found

@@ -84,7 +84,7 @@ def plan_sweep(
     limit = None if gpu is None else gibibytes(gpu)
     base, config = read_sweep(Path(file), settings or {})
     grids = grids_of(config, base, str(file))
-    refuse_impossible(config)
+    refuse_impossible(grids, base, config)
     points, _ = fixed_points(grids, base, config)
     specs = specs_of(points, base, config)
     look_at = _Look(limit, config, measure, listen)

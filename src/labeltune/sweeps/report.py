@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,19 @@ def write_report(folder: Path, title: str, said: Sequence[str], tables: Sequence
     write_atomic(folder / "report.md", "\n".join(parts))
 
 
-def write_plots(folder: Path, points: Sequence[Scored], axes: Sequence[str], metric: str) -> list[Path]:
+def write_plots(folder: Path, points: Sequence[Scored], axes: Sequence[str], metric: str, higher: bool) -> list[Path]:
     """A plot for each axis that has several values: the dev score of every point, and the best at each value."""
     written = []
     for name in axes:
         pairs = [(get(point.specs[0].config, name), point.dev) for point in points if point.dev is not None]
         if len({repr(value) for value, _ in pairs}) > 1:
             path = folder / PLOTS / f"{name}.svg"
-            write_atomic(path, _plot(name, pairs, metric))
+            write_atomic(path, _plot(name, pairs, metric, max if higher else min))
             written.append(path)
     return written
 
 
-def _plot(name: str, pairs: Sequence[tuple[Any, float]], metric: str) -> bytes:
+def _plot(name: str, pairs: Sequence[tuple[Any, float]], metric: str, better: Callable[[float, float], float]) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "labeltune", "font.size": 9}):
         figure = Figure(figsize=(5, 3), layout="constrained")
         axes = figure.subplots()
@@ -53,7 +53,7 @@ def _plot(name: str, pairs: Sequence[tuple[Any, float]], metric: str) -> bytes:
         axes.scatter(places, scores, s=14, alpha=0.5, color="#2563eb")
         best: dict[float, float] = {}
         for place, score in zip(places, scores, strict=True):
-            best[place] = max(score, best.get(place, score))
+            best[place] = better(score, best.get(place, score))
         axes.plot(sorted(best), [best[place] for place in sorted(best)], color="#1e3a8a", linewidth=1)
         if ticks:
             axes.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right")

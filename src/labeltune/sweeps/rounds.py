@@ -159,7 +159,7 @@ class Rounds:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, (self.sweep.together or 4)))
         study = optuna.create_study(direction="maximize" if self.higher else "minimize", sampler=sampler)
         specs: list[Spec] = []
-        count, points = allowed(self.base, self.sweep) or TRIALS_OF_A_SEARCH, 0
+        count, points = allowed(self.grids, self.base, self.sweep) or TRIALS_OF_A_SEARCH, 0
         while points < count:
             pairs = [self._asked(study) for _ in range(min(self.sweep.together or 4, count - points))]
             asked, drawn = [trial for trial, _ in pairs], [point for _, point in pairs]
@@ -215,28 +215,40 @@ class Rounds:
 
 def fixed_points(grids: Sequence[Grid], base: Config, sweep: SweepConfig) -> tuple[list[Point], int]:
     """The points of a grid, or random ones of a search, and how many combinations occurred again."""
-    count = allowed(base, sweep)
+    count = allowed(grids, base, sweep)
     if sweep.search != "grid":
         return random_points(grids, base, count or TRIALS_OF_A_SEARCH), 0
     points, twice = all_points(grids, base)
     return points[:count], twice
 
 
-def allowed(base: Config, sweep: SweepConfig) -> int | None:
-    """Points that the budget allows; None where it says nothing."""
+def allowed(grids: Sequence[Grid], base: Config, sweep: SweepConfig) -> int | None:
+    """Points that the budget allows; None where it says nothing.
+
+    Raises:
+        SettingsError: a budget of epochs that one point exceeds, or of points that take more or fewer of them.
+    """
     budget, epochs = sweep.budget, base.train.epochs
     found = [] if budget.trials is None else [budget.trials]
     if budget.epochs is not None:
+        axes = {name for grid in grids for name in grid.axes}
+        if axes & {"train.epochs", "train.steps"}:
+            hint = "count trials or minutes"
+            raise SettingsError("the epochs are an axis, and cannot be counted", at="sweep.budget.epochs", hint=hint)
         if epochs is None:
             message = "the budget counts epochs, and the trainings do not say how many they take"
             raise SettingsError(message, at="sweep.budget", hint="set train.epochs, or count trials or minutes")
-        found.append(max(1, int(budget.epochs / (epochs * repeats(sweep)))))
+        needed = epochs * repeats(sweep)
+        if budget.epochs < needed:
+            hint = f"give it at least {needed:g}, or count trials or minutes"
+            raise SettingsError(f"one setting takes {needed:g} epochs", at="sweep.budget.epochs", hint=hint)
+        found.append(int(budget.epochs / needed + 1e-9))
     return min(found) if found else None
 
 
 def _suggest(trial: Any, label: str, values: Range) -> float:
     ask = trial.suggest_int if values.whole else trial.suggest_float
-    step = {"step": values.step} if values.step is not None and not values.log else {}
+    step = {"step": values.step} if values.step is not None else {}
     found: float = ask(label, values.low, values.high, log=values.log, **step)
     return found
 
@@ -249,12 +261,14 @@ def score_of(result: Result | None, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def refuse_impossible(sweep: SweepConfig) -> None:
+def refuse_impossible(grids: Sequence[Grid], base: Config, sweep: SweepConfig) -> None:
     """Settings of a sweep that exclude each other.
 
     Raises:
-        SettingsError: TPE learns from final scores, so it has no rungs; who runs on a cluster counts no minutes.
+        SettingsError: TPE learns from final scores, so it has no rungs; who runs on a cluster counts no minutes; the
+            budget cannot be kept (see `allowed`).
     """
+    allowed(grids, base, sweep)
     if sweep.engine == "ray" and sweep.budget.minutes is not None:
         hint = 'use sweep.budget.trials, or sweep.engine = "local"'
         raise SettingsError("the groups on a cluster do not count minutes", at="sweep.budget.minutes", hint=hint)

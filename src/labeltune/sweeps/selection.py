@@ -187,7 +187,7 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     return float(spearmanr(*sides).statistic)
 
 
-def sentences(found: Trust, metric: str) -> list[str]:
+def sentences(found: Trust, metric: str, *, higher: bool) -> list[str]:
     """What a reader should know before believing the best score."""
     said = []
     if found.difference is not None and found.low is not None and found.high is not None:
@@ -200,7 +200,8 @@ def sentences(found: Trust, metric: str) -> list[str]:
         said.append(f"McNemar's exact test on their first trainings: p = {found.mcnemar:.3f}")
     if found.optimism is not None:
         said.append(
-            f"the best of {found.points} dev scores is about {found.optimism:.4f} too high: it was chosen on these rows"
+            f"the best of {found.points} dev scores is about {found.optimism:.4f} too {'high' if higher else 'low'}: "
+            "it was chosen on these rows"
         )
     if found.correlation is not None:
         said.append(

@@ -51,7 +51,7 @@ class SweepConfig(Settings):
     axes: dict[str, Any] = Field(default={})
     """Setting -> list of values, or a range {low, high, log, step} (random, tpe): every combination is a trial."""
     grid: tuple[dict[str, Any], ...] = ()
-    """More axes of the same kind; the sweep is the union. `when = {setting = value}` keeps what agrees with it."""
+    """More axes of the same kind; the sweep is the union. `when = {axis = value}` keeps what agrees with it."""
     seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = 1
     """Trainings per setting, from train.seed upwards; or the seeds themselves."""
     folds: Annotated[int, Field(ge=2)] | None = None

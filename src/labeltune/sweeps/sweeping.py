@@ -90,7 +90,7 @@ def sweep(
     _refuse_several(folder)
     base, config = read_sweep(Path(file), settings or {}, engine)
     grids = grids_of(config, base, str(file))
-    refuse_impossible(config)
+    refuse_impossible(grids, base, config)
     axes = tuple(dict.fromkeys(name for grid in grids for name in grid.axes))
     for table in config.table:
         check_table(table, axes)
@@ -293,10 +293,10 @@ class _Work:
         tables = Tables(points, self.task.metrics, self.metric, self.higher, self.config)
         written = tables.all()
         found = self._trust(order)
-        said = [self._counts(points), *sentences(found, self.metric)]
+        said = [self._counts(points), *sentences(found, self.metric, higher=self.higher)]
         shown_tables = hpprc(written, points, self.metric) if columns == "hpprc" else written
         write_tables(shown_tables, self.folder)
-        plots = write_plots(self.folder, points, tables.axes, self.metric)
+        plots = write_plots(self.folder, points, tables.axes, self.metric, self.higher)
         write_report(self.folder, f"Sweep {self.folder.name}", said, shown_tables, plots)
         best = order[0]
         facts = {"best": dict(best.settings), "run": f"{TRIALS}/{best.specs[0].name}", "said": said}

@@ -59,10 +59,17 @@ def _is_number(value: object) -> bool:
 
 Probabilities = Callable[[float], np.ndarray]
 """temperature -> probabilities (n, C) of n questions with C answers each."""
+Choose = Callable[[np.ndarray], np.ndarray]
+"""probabilities (n, C) -> the answers, int (n)."""
 
 
-def fit_temperature(probabilities: Probabilities, gold: np.ndarray) -> Calibration:
-    """The temperature that makes the gold answers (int64 (n), -1 unlabelled) most likely.
+def likeliest(probabilities: np.ndarray) -> np.ndarray:
+    """The answer with the highest probability."""
+    return np.asarray(probabilities.argmax(1))
+
+
+def fit_temperature(probabilities: Probabilities, gold: np.ndarray, choose: Choose = likeliest) -> Calibration:
+    """The temperature that makes the gold answers (int64 (n), -1 unlabelled) most likely; the errors are of `choose`.
 
     The gold is smoothed by 1 / (n + 2), as Platt (1999) did, so that a small dev set without an error does not ask for
     certainty.
@@ -79,13 +86,13 @@ def fit_temperature(probabilities: Probabilities, gold: np.ndarray) -> Calibrati
 
     found = minimize_scalar(surprise, bounds=tuple(np.log(RANGE)), method="bounded", options={"xatol": 1e-4})
     temperature = float(np.exp(found.x))
-    before, after = (_figures(probabilities(t)[known], gold[known]) for t in (1.0, temperature))
+    before, after = (_figures(probabilities(t)[known], gold[known], choose) for t in (1.0, temperature))
     return Calibration(temperature, None, before[0], after[0], before[1], after[1])
 
 
-def _figures(probabilities: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
-    of_gold = probabilities[np.arange(len(gold)), gold]
-    return metrics.log_loss(of_gold), metrics.ece(probabilities.max(1), probabilities.argmax(1) == gold)
+def _figures(probabilities: np.ndarray, gold: np.ndarray, choose: Choose) -> tuple[float, float]:
+    rows, answers = np.arange(len(gold)), choose(probabilities)
+    return metrics.log_loss(probabilities[rows, gold]), metrics.ece(probabilities[rows, answers], answers == gold)
 
 
 def fit_thresholds(probabilities_SL: np.ndarray, gold_SL: np.ndarray) -> tuple[float, ...]:

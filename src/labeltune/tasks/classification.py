@@ -76,7 +76,7 @@ class SingleLabel(DocumentTask):
         head: Chained | None = None,
     ) -> Calibration:
         """A temperature."""
-        return fit_temperature(lambda temperature: self.probabilities(as_array(logits), temperature), targets)
+        return fit_temperature(lambda t: self.probabilities(as_array(logits), t), targets, self.choose)
 
     def prediction(
         self, example: Example, answer: np.ndarray, probabilities: np.ndarray, labels: LabelSet

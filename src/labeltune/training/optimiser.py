@@ -32,9 +32,10 @@ def warmup_steps(warmup: float, total: int) -> int:
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
     """The factor of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule.
 
-    Equals transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup` at every step.
+    Equals transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup` wherever the warm-up
+    leaves a step; a longer one is shortened to end at the last step, so that a training of one step learns.
     """
-    warm = min(warmup_steps(config.warmup, total), total)
+    warm = min(warmup_steps(config.warmup, total), total - 1)
     if step < warm:
         return step / max(1, warm)
     return SCHEDULES[config.schedule]((step - warm) / max(1, total - warm))
