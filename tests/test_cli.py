@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from textwrap import dedent
 
@@ -138,6 +140,15 @@ def test_with_json_standard_output_is_json_and_nothing_is_said(typed, small: Pat
 def test_evaluate_prints_a_table(typed, finished: Path, small: Path, tmp_path: Path) -> None:
     found = typed("evaluate", finished, "--data", small / "moods-test.jsonl", "--errors", tmp_path / "wrong.jsonl")
     metrics = json.loads((finished / "metrics.json").read_text())["test"]
+    said = json.loads(typed("evaluate", finished, "--data", small / "moods-test.jsonl", "--json").out)
+    wrong = [row for row in rows_of((tmp_path / "wrong.jsonl").read_text())]
+    taken = Counter((row["gold"], row["label"]) for row in wrong)
+    assert {(one["gold"], one["answer"]): one["rows"] for one in said.get("confused", [])} == taken
+    assert sum(one["support"] for one in said["labels"]) == 8
+    mean = sum(one["f1"] for one in said["labels"]) / len(said["labels"])
+    assert mean == pytest.approx(metrics["macro_f1"])
+    for one in said["labels"]:
+        assert re.search(rf"{one['label']} +{one['precision']:.4f} +{one['recall']:.4f} +{one['f1']:.4f}", found.out)
     assert (
         "8 rows" in found.out and f"{metrics['accuracy']:.4f}" in found.out and "rows with errors are in" in found.out
     )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -117,6 +118,12 @@ def test_flags_win_over_the_file_and_settings_over_flags(tmp_path: Path) -> None
     (tmp_path / "r.toml").write_text("[train]\nlr = 1.0\nepochs = 1.0\nseed = 1\n")
     config = gather(tmp_path / "r.toml", {"train.epochs": 2.0, "train.seed": 2, "task": None}, {"train.seed": 3})
     assert (config.train.lr, config.train.epochs, config.train.seed) == (1.0, 2.0, 3)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    settings = {"train.epochs": np.int64(3), "train.lr": np.float32(0.5), "train.batch_rows": np.int32(8)}
+    config = with_settings(make({}), settings)
+    assert (config.train.epochs, config.train.lr, config.train.batch_rows) == (3, 0.5, 8)
 
 
 def test_only_what_was_given_counts_as_given() -> None:

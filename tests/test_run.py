@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from labeltune.errors import RunError
-from labeltune.run import open_run, refuse_existing, seal, state_of, unseal
+from labeltune.run import number, open_run, refuse_existing, seal, state_of, unseal
 
 DECISIVE = (
     "config.toml",
@@ -111,6 +111,15 @@ def test_only_nothing_and_an_empty_folder_may_be_written_to(run: Path, tmp_path:
     (empty / "mine.txt").write_text("")
     with pytest.raises(RunError, match="not empty; choose another --out"):
         refuse_existing(empty)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.5, "0.5000"), (0.00002, "2e-05"), (0.0, "0.0000"), (12.345, "12.35"), (12345.678, "12,346"),
+     (1234567.0, "1,234,567"), (-0.00012, "-0.00012"), (7, "7"), (None, "–")],
+)  # fmt: skip
+def test_figures_keep_what_tells_them_apart(value: object, shown: str) -> None:
+    assert number(value) == shown
 
 
 def test_metrics_are_what_json_says(run: Path) -> None:

@@ -21,6 +21,7 @@ from labeltune import Interrupted, Sweep, evaluate, load, open_run, plan_sweep, 
 from labeltune.config import Config, make, read_toml
 from labeltune.errors import RunError, SettingsError
 from labeltune.model.backbone import Backbone
+from labeltune.sweep_screen import _short
 from labeltune.sweeps import report
 from labeltune.sweeps.axes import Range, all_points, grids_of, random_points
 from labeltune.sweeps.facts import Began, Ended, Moved, Pruned
@@ -469,6 +470,11 @@ def test_a_plot_s_line_joins_the_best_of_each_value(higher: bool, monkeypatch: p
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, **_: lines.append((list(x), list(y))))
     report._plot("train.lr", [(1, 0.9), (1, 0.1), (2, 0.5), (2, 0.3)], "mse", max if higher else min)
     assert lines == [([1, 2], [0.9, 0.5] if higher else [0.1, 0.3])]
+
+
+def test_settings_are_shown_by_their_own_names_but_for_those_that_others_share() -> None:
+    names = ("lora.dropout", "head.dropout", "train.lr", "seeds")
+    assert list(_short(names).values()) == ["lora.dropout", "head.dropout", "lr", "seeds"]
 
 
 @pytest.mark.parametrize(("higher", "word"), [(True, "high"), (False, "low")])

@@ -226,10 +226,12 @@ def evaluate(
     settings = _settings(sets, on_bad_row)
     report = evaluate_run(run, data, settings=settings, errors=errors, min_scores=min_scores or ())
     if json_:
-        _print_json(report.metrics)
+        labels = {"labels": [one._asdict() for one in report.labels]} if report.labels else {}
+        confused = {"confused": [one._asdict() for one in report.confused]} if report.confused else {}
+        _print_json(report.metrics | labels | confused)
         return
     from labeltune.inference import caveats
-    from labeltune.screen import metrics_table
+    from labeltune.screen import confusions, labels_table, metrics_table
 
     source = data or "the dev rows, which chose the weights and fitted the scores"
     out.print(escape(f"{source}: {report.rows:,} rows"), highlight=False, soft_wrap=True)
@@ -237,7 +239,9 @@ def evaluate(
     for name, title in (("parts", ""), ("at_min_score", "where it abstains below")):
         if name in report.metrics:
             out.print(metrics_table(title, report.metrics[name]))
-    for sentence in caveats(report.metrics):
+    if report.labels:
+        out.print(labels_table(report.labels))
+    for sentence in (*confusions(report.confused), *caveats(report.metrics)):
         out.print(escape(sentence), highlight=False, soft_wrap=True)
     if errors:
         out.print(escape(f"{report.wrong:,} rows with errors are in {errors}"), highlight=False, soft_wrap=True)

@@ -68,7 +68,10 @@ def split_tag(tag: str) -> tuple[str, str]:
         return OUTSIDE, ""
     letter, dash, label = tag.partition("-")
     if letter not in _PREFIXES or (dash and not label):
-        raise DataError(f"{tag!r} is no tag", hint="tags are O, or B-, I- (E-, S-) before a label, as in B-PER")
+        hint = "tags are O, or B-, I- (E-, S-) before a label, as in B-PER; write B- before labels of single words"
+        if tag.isdigit():
+            hint = "name the numbers from 0: data.label_names = ['O', 'B-PER', 'I-PER', …]"
+        raise DataError(f"{tag!r} is no tag", hint=hint)
     return _PREFIXES[letter], label or "_"
 
 

@@ -18,7 +18,7 @@ class Ledger:
         self._path = folder / LEDGER
 
     def note(self, purpose: str, source: str, **facts: object) -> None:
-        """Record that `source` is opened for `purpose` (splitting, linting, final evaluation)."""
+        """Record that `source` is opened for `purpose` (opening, splitting, linting, final evaluation)."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         append_jsonl(self._path, {"time": now, "purpose": purpose, "source": source, **facts})
 

@@ -50,8 +50,7 @@ _TINY = float(np.finfo(np.float32).eps)  # the least probability that log_loss b
 Figures = dict[str, float]
 
 
-@dataclass(frozen=True)
-class LabelFigures:
+class LabelFigures(NamedTuple):
     """One line of a per-label table. support: how often the label is in the gold; predicted: among the answers."""
 
     label: str
@@ -157,13 +156,18 @@ def mcc(gold: Sequence[str], answers: Sequence[str | None]) -> float:
     return _share(covariance, float(spread[0] * spread[1]) ** 0.5)
 
 
-def confusion(gold: Sequence[str], answers: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
-    """(names, int64 (names, names + 1)): rows gold, columns answers, the last one abstentions."""
-    names = tuple(sorted({*gold, *(answer for answer in answers if answer is not None)}))
-    place: dict[str | None, int] = {name: index for index, name in enumerate(names)} | {None: len(names)}
-    table = np.zeros((len(names), len(names) + 1), dtype=np.int64)
-    np.add.at(table, ([place[g] for g in gold], [place[a] for a in answers]), 1)
-    return names, table
+class Confused(NamedTuple):
+    """How many rows of the label `gold` were answered with another one."""
+
+    gold: str
+    answer: str
+    rows: int
+
+
+def confused(gold: Sequence[str], answers: Sequence[str | None]) -> list[Confused]:
+    """The wrong answers by both labels, the most frequent first; an abstention is no answer."""
+    counts = Counter((g, a) for g, a in zip(gold, answers, strict=True) if a is not None and a != g)
+    return [Confused(*pair, count) for pair, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))]
 
 
 # A set of labels a row

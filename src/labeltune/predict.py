@@ -25,7 +25,7 @@ from labeltune.data.streams import open_stream, passing, rows_of
 from labeltune.errors import SettingsError, nearest
 from labeltune.inference import CHUNK, Labeller, Progress, no_progress
 from labeltune.ledger import Ledger
-from labeltune.metrics import Figures
+from labeltune.metrics import Confused, Figures, LabelFigures
 from labeltune.model.checkpoints import load_tokenizer
 from labeltune.model.member import LabelModel, merge
 from labeltune.portions import Portion, answer, portions
@@ -188,11 +188,17 @@ def of_new_rows(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` found."""
+    """What `evaluate` found.
+
+    labels: the figures of each label, by name; confused: wrong labels for right ones, the most frequent first. Both are
+    empty for numbers, the second for several labels and spans as well.
+    """
 
     metrics: dict[str, Any]
     rows: int
     wrong: int
+    labels: tuple[LabelFigures, ...] = ()
+    confused: tuple[Confused, ...] = ()
 
 
 def evaluate(
@@ -216,7 +222,7 @@ def evaluate(
         refuse_score(least, numbers=opened.config.task == "regression")
     examples, bad_rows = _labelled(opened, data, settings or {})
     predictor = load_run(opened, settings or {})
-    labeller = predictor.labeller
+    labeller, task = predictor.labeller, predictor.labeller.task
     rows = Store.build(examples, predictor.assembly.encoder.encode_many)
     predictions = labeller.predict(examples, rows)
     metrics = plain_metrics(labeller.report(examples, rows, predictions))
@@ -226,11 +232,12 @@ def evaluate(
         figures = {f"{least:g}": _abstaining(labeller, gold, predictions, least) for least in sorted(min_scores)}
         metrics["at_min_score"] = plain_metrics(figures)
     pairs = zip(gold, predictions, strict=True)
-    judged = [(labeller.task.error(*pair), pair) for pair in pairs]
+    judged = [(task.error(*pair), pair) for pair in pairs]
     wrong = [pair for error, pair in sorted(judged, key=lambda one: -one[0]) if error]
     if errors is not None:
         write_atomic(Path(errors), "".join(to_json(_wrong(*pair)) + "\n" for pair in wrong))
-    return Report(metrics, len(examples), len(wrong))
+    labels, confused = task.hits(gold, predictions).per_label(), tuple(task.confused(gold, predictions))
+    return Report(metrics, len(examples), len(wrong), labels, confused)
 
 
 def _abstaining(

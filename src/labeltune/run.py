@@ -188,12 +188,14 @@ def is_number(value: object) -> bool:
 
 
 def number(value: object) -> str:
-    """A figure as people read it: four places, four digits where it is large; a dash for what is none."""
+    """A figure as people read it: four places, two digits where these would be zeros; a dash for what is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if not isinstance(value, float):
         return "–"
-    return f"{value:,.4g}" if abs(value) >= 10 else f"{value:.4f}"
+    if value and abs(value) < 0.001:
+        return f"{value:.2g}"
+    return f"{value:,.{4 if abs(value) < 10 else 2 if abs(value) < 10_000 else 0}f}"
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

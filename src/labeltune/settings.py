@@ -53,9 +53,14 @@ def build(kind: type[S], values: Mapping[str, Any], *, at: str = "") -> S:
     no truth value. `at` is the file they came from, put before the setting's name.
     """
     try:
-        return kind.model_validate_json(json.dumps(values, default=str), strict=True)
+        return kind.model_validate_json(json.dumps(values, default=_sayable), strict=True)
     except ValidationError as error:
         raise _first(error, kind, at) from None
+
+
+def _sayable(value: object) -> object:
+    """NumPy's numbers and arrays as Python's; paths, and what no setting is, as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _first(error: ValidationError, kind: type[Settings], at: str) -> SettingsError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import TaskID
@@ -60,8 +63,16 @@ class SweepScreen(Bars):
 
 
 def _point(spec: Spec) -> str:
-    settings = "  ".join(f"{name.partition('.')[2] or name} {shown(value)}" for name, value in spec.settings.items())
+    names = _short(spec.settings)
+    settings = "  ".join(f"{names[name]} {shown(value)}" for name, value in spec.settings.items())
     return f"{settings}  seed {spec.seed}" + (f"  fold {spec.fold}" if spec.fold else "")
+
+
+def _short(names: Iterable[str]) -> dict[str, str]:
+    """Settings by their own names, with the section where another one is called the same."""
+    own = {name: name.partition(".")[2] or name for name in names}
+    counts = Counter(own.values())
+    return {name: short if counts[short] == 1 else name for name, short in own.items()}
 
 
 def show_sweep(done: Sweep, console: Console) -> None:
@@ -70,8 +81,8 @@ def show_sweep(done: Sweep, console: Console) -> None:
         if table.name != "all" and table.rows:
             grid = Grid(title=table.name, box=None, title_justify="left", header_style="bold")
             columns = [name for name in table.columns if not name.endswith("_sd")][:WIDEST]
-            for name in columns:
-                grid.add_column((name.partition(".")[2] or name).replace("_", " "))  # words that a narrow screen parts
+            for short in _short(columns).values():
+                grid.add_column(short.replace("_", " "))  # words that a narrow screen parts
             for row in table.rows:
                 grid.add_row(*(escape(shown(row.get(name))) for name in columns))
             console.print(grid)

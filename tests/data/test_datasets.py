@@ -124,6 +124,40 @@ def test_numbers_are_class_ids_unless_the_task_says_regression():
     assert [e.label for e in opened([{"text": "a", "score": "2.5"}], "regression")] == [2.5]
 
 
+@pytest.mark.parametrize(
+    ("rows", "task", "way_out"),
+    [
+        ([{"premise": f"p {n}", "hypothesis": f"h {n}", "label": n % 2} for n in range(9)], None,
+         r"data\.template = '\{premise\} \{hypothesis\}'"),
+        ([{"text": "Bob sang", "label": [[0, 3, "PER"]]}] * 9, "classification", r"spans: data\.spans = 'label'"),
+        ([{"text": "a", "label": "0,14"}], "regression", "write a point for the decimal comma"),
+        ([{"tokens": ["a"], "tags": [1]}], None, r"name the numbers from 0: data\.label_names"),
+        ([{"tokens": ["a"], "tags": ["NN"]}], None, "write B- before labels of single words"),
+        ([{"text": f"t {n}", "label": n} for n in range(60)], None, r"a measure\? task = 'regression'"),
+    ],
+)  # fmt: skip
+def test_what_is_clearly_meant_is_the_way_out(rows, task, way_out):
+    with pytest.raises(DataError, match=way_out):
+        load(DataConfig(dev=0.2), task, data=rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"label_order": ("a", "b")}, "numbers have no order"), ({"label_names": ("a", "b")}, "have no names")],
+)
+def test_numbers_have_neither_names_nor_an_order_of_labels(settings, says):
+    rows = [{"text": f"t {n}", "label": n / 3} for n in range(9)]
+    with pytest.raises(SettingsError, match=says):
+        load(DataConfig(**settings), "regression", data=rows, dev=rows)
+
+
+def test_a_fold_says_that_dev_rows_are_not_read():
+    rows = [{"text": f"t {n}", "label": "ab"[n % 2]} for n in range(20)]
+    loaded = load(DataConfig(fold="1/5"), None, data=rows, dev=rows[:3])
+    assert len(loaded.dev) == 4 and "data.dev is not read" in loaded.said[0]
+    assert "not read" not in " ".join(load(DataConfig(fold="1/5"), None, data=rows).said)
+
+
 @pytest.mark.parametrize("bad", ["nan", "inf", "a", True, [1]])
 def test_a_regression_label_is_a_finite_number(bad):
     with pytest.raises(DataError, match="is no finite number"):
@@ -249,7 +283,7 @@ def test_the_ledger_is_told_before_the_test_split_is_read(tmp_path):
 
         def note(self, purpose, source, **facts):
             self.notes.append((purpose, source))
-            assert not purpose.startswith("linting") or (tmp_path / "test.jsonl").read_text() == "broken"
+            assert not purpose.startswith("opening") or (tmp_path / "test.jsonl").read_text() == "broken"
 
     write(tmp_path / "train.jsonl", rows(0, 20))
     (tmp_path / "test.jsonl").write_text("broken")
@@ -257,7 +291,7 @@ def test_the_ledger_is_told_before_the_test_split_is_read(tmp_path):
         load(DataConfig(train="train.jsonl", test="test.jsonl"), None, base=tmp_path, ledger=Ledger())
     load(DataConfig(train="train.jsonl", test=0.2), None, base=tmp_path, ledger=Ledger())
     sources = [str(tmp_path / name) for name in ("test.jsonl", "train.jsonl")]
-    assert Ledger.notes == [("linting", sources[0]), ("splitting", sources[1])]
+    assert Ledger.notes == [("opening", sources[0]), ("splitting", sources[1])]
 
 
 # A data set

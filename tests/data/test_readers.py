@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import random
+from enum import Enum
 from pathlib import Path
 
 import datasets
@@ -399,6 +400,30 @@ def test_pandas_missing_labels_are_missing():
     with pytest.raises(DataError, match=r"train\[1\]: the row has no label .'label' is NaN"):
         examples(pd.DataFrame({"text": ["a", "b"], "label": [1.0, float("nan")]}))
     assert examples(pd.DataFrame({"text": ["a"], "label": [1.0]}))[0].label == "1"
+
+
+class Mood(Enum):
+    GOOD = "good"
+
+
+class Nothing:
+    pass
+
+
+def test_sets_enumerations_and_intervals_are_labels_and_unknown_objects_are_none():
+    assert examples([{"text": "a", "label": {"y", "x"}}], "multilabel")[0].label == ("x", "y")
+    assert examples([{"text": "a", "label": Mood.GOOD}])[0].label == "good"
+    assert examples(pd.DataFrame({"text": ["a"], "label": pd.cut([1], [0, 2])}))[0].label == "(0, 2]"
+    for row in ({"text": "a", "label": Nothing()}, {"text": Nothing(), "label": "x"}):
+        with pytest.raises(DataError, match="Nothing"):
+            examples([{"text": "a", "label": "x"}] * 3 + [row])
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_frame_with_a_column_twice_is_refused(column):
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    with pytest.raises(DataError, match=f"there are several columns '{column}'"):
+        examples(pd.concat([frame, frame[[column]]], axis=1))
 
 
 def test_a_text_of_200000_characters_goes_through_every_text_format(tmp_path):

@@ -137,7 +137,19 @@ class _Search:
     def _none(self, role: str, example: str) -> DataError:
         listed = ", ".join(map(repr, self.names)) or "none"
         hint = f"name it, data.{role} = {example!r}; a file without header needs data.columns"
+        if role == "text" and (several := self._texts())[1:]:
+            joined = " ".join(f"{{{name}}}" for name in several)
+            hint = f"name it, data.text = {example!r}, or join several: data.template = {joined!r}"
         return DataError(f"no column is clearly the {role} among {listed}", at=self._at, hint=hint)
+
+    def _texts(self) -> list[str]:
+        """Columns of strings that are not called a label, where most rows have a text of their own."""
+        strings = [n for n in self.names if self._values[n] and self._mostly(n, _is_text)]
+        return [
+            n
+            for n in strings
+            if n not in self._called(LABEL_COLUMNS) and 2 * len({*map(str, self._values[n])}) > len(self._values[n])
+        ]
 
     # The kind
 

@@ -213,6 +213,8 @@ class _Loading:
 
     def load(self, given: Mapping[str, Any], seed: int) -> Loaded:
         if self.config.fold is not None:
+            if not isinstance(given["dev"], float):
+                self.said.append(f"the dev rows are fold {self.config.fold} of the training rows: data.dev is not read")
             given = {**given, "dev": fold_share(self.config.fold)}
         fractions = {name: share for name in ("test", "dev") if isinstance(share := given[name], float)}
         whole = self.open(self.source(given["train"], "train"), "train", labelled=True, strict=True)
@@ -256,15 +258,19 @@ class _Loading:
         beside = isinstance(given, str) and not is_there(self._base / given) and has_splits(train, self._base)
         source = self.source(train, name, split=given) if beside else self.source(given, name)
         if name == "test":
-            self._note("linting", ", ".join(map(str, source.files)) or source.name)
+            self._note("opening", ", ".join(map(str, source.files)) or source.name)
         return self.open(source, name, labelled=True, strict=False)
 
     def _check(self, columns: Columns) -> None:
         if columns.kind == ORDERED and not self.config.label_order:
             hint = 'for example data.label_order = ["bad", "fair", "good"]'
             raise SettingsError("an ordinal task needs the order of its labels", at="data.label_order", hint=hint)
-        if columns.kind == TAGS and self.config.label_order:
-            raise SettingsError("tags have no order", at="data.label_order", hint="leave it out")
+        if columns.kind in (TAGS, NUMBER) and self.config.label_order:
+            what = "tags" if columns.kind == TAGS else "numbers"
+            raise SettingsError(f"{what} have no order of labels", at="data.label_order", hint="leave it out")
+        if columns.kind == NUMBER and self.config.label_names:
+            hint = 'leave it out, or set task = "classification"'
+            raise SettingsError("the numbers of a regression have no names", at="data.label_names", hint=hint)
 
     def _ids(self, source: Source, columns: Columns) -> tuple[Mapping[str, str] | None, tuple[str, ...]]:
         """Names of the split's label ids, the settings' or else the data set's own; and what had to be found out."""

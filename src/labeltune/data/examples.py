@@ -143,6 +143,8 @@ class Reading:
         key = label_key(cell)
         if key is None or not key.strip():
             hint = "a single label is a text or a whole number (several: task = 'multilabel', a measure: 'regression')"
+            if isinstance(cell, list) and cell and all(None not in _span_parts(part) for part in cell):
+                hint = f"these look like spans: data.spans = {self.columns.label!r}"
             raise DataError(f"{_shown(cell)} is no label", hint=hint)
         return self._named(key)
 
@@ -177,7 +179,9 @@ class Reading:
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise DataError(f"{_shown(cell)} is no finite number", hint="a regression label is a number such as 3.5")
+            decimal = isinstance(cell, str) and cell.count(",") == 1 and cell.replace(",", "").strip("+-").isdigit()
+            hint = "write a point for the decimal comma" if decimal else "a regression label is a number such as 3.5"
+            raise DataError(f"{_shown(cell)} is no finite number", hint=hint)
         return number
 
     def _spans(self, fields: Mapping[str, object], text: str, words: Sequence[str] | None) -> tuple[Span, ...] | None:

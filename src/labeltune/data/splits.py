@@ -116,6 +116,10 @@ def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(quotas)
 
 
+def _is_number(name: str) -> bool:
+    return name.lstrip("+-").replace(",", ".", 1).replace(".", "", 1).isdigit()
+
+
 def _refuse_empty(
     parts: Mapping[str, np.ndarray], strata: np.ndarray, names: Sequence[str], at: str, *, grouped: bool
 ) -> None:
@@ -127,6 +131,8 @@ def _refuse_empty(
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
             message = f"the fraction would leave {part} without the label {told}{more} ({together} stay together)"
             hint = f"give data.{part if part == 'test' else 'dev'} as a file, add rows of the label, or remove it"
+            if all(map(_is_number, names)) and 4 * len(names) > len(strata):
+                hint = "are these a measure? task = 'regression'; or " + hint
             raise DataError(message, at=at, hint=hint)
 
 

@@ -155,7 +155,11 @@ class Tables:
 
     def _point(self, point: Scored, row: Row) -> Row:
         row = {POINT: point.number, **{name: _value(point, name) for name in self.axes}, **row}
-        row |= {f"dev_{self.metric}": point.dev, f"dev_{self.metric}_sd": point.dev_sd, "seeds": len(point.specs)}
+        row |= {f"dev_{self.metric}": point.dev, f"dev_{self.metric}_sd": point.dev_sd}
+        row |= {
+            "seeds": len({s.seed for s in point.specs}),
+            "folds": len({s.fold for s in point.specs if s.fold}) or None,
+        }
         row["best_epoch"] = _mean([result.epoch for result in point.results if result is not None])
         for name in self.metrics:
             found = point.test(name)
@@ -164,7 +168,7 @@ class Tables:
 
     def _table(self, name: str, rows: Iterable[Row], first: Sequence[str]) -> Table:
         found = tuple(rows)
-        figures = ["best_epoch", f"dev_{self.metric}", f"dev_{self.metric}_sd", "seeds"]
+        figures = ["best_epoch", f"dev_{self.metric}", f"dev_{self.metric}_sd", "seeds", "folds"]
         figures += [f"test_{metric}{part}" for metric in self.metrics for part in ("", "_sd")]
         there = [column for column in figures if any(row.get(column) is not None for row in found)]
         return Table(name, (*first, *there), found)

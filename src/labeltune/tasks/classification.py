@@ -15,7 +15,7 @@ from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError
 from labeltune.labels import LabelSet
 from labeltune.losses import UNLABELLED
-from labeltune.metrics import Figures, Hits
+from labeltune.metrics import Confused, Figures, Hits
 from labeltune.schema import Example, Prediction
 from labeltune.tasks.calibration import Calibration, fit_temperature
 from labeltune.tasks.documents import DocumentTask
@@ -96,6 +96,10 @@ class SingleLabel(DocumentTask):
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
         """Right where the labels are equal."""
         return metrics.label_hits((one_name(e, self.name) for e in examples), (p.label for p in predictions))
+
+    def confused(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> list[Confused]:
+        """By gold and answered label."""
+        return metrics.confused([one_name(e, self.name) for e in examples], [p.label for p in predictions])
 
     def score(self, examples: Iterable[Example], predictions: Sequence[Prediction], labels: LabelSet) -> Figures:
         """All of `metrics`; `ece` over the rows that were answered."""

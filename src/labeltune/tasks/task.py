@@ -22,7 +22,7 @@ from labeltune.data.settings import DataConfig
 from labeltune.errors import DataError, SettingsError, nearest
 from labeltune.labels import LabelSet
 from labeltune.losses import LOSSES, Sums
-from labeltune.metrics import METRICS, Figures, Hits
+from labeltune.metrics import METRICS, Confused, Figures, Hits
 from labeltune.model.settings import HeadConfig
 from labeltune.schema import Example, Prediction
 from labeltune.tasks.calibration import Calibration
@@ -162,8 +162,8 @@ class Task(ABC):
             raise SettingsError(f"{settings.loss!r} is no loss of {self.name}", at="head.loss", hint="leave it out")
         function = LOSSES[self.losses[settings.loss]]
         takes = inspect.signature(function).parameters
-        for name in ("class_weights", "label_smoothing"):
-            if getattr(settings, name) and name not in takes:
+        for name in ("class_weights", "label_smoothing", "focal_gamma"):
+            if getattr(settings, name) != getattr(HeadConfig(), name) and name not in takes:
                 raise SettingsError(
                     f"the loss {function.__name__!r} takes none", at=f"head.{name}", hint="leave it out"
                 )
@@ -257,6 +257,10 @@ class Task(ABC):
     @abstractmethod
     def hits(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> Hits:
         """The counts behind a per-label table; empty for numbers."""
+
+    def confused(self, examples: Iterable[Example], predictions: Sequence[Prediction]) -> list[Confused]:
+        """Which label was taken for which; empty where an answer is not one label."""
+        return []
 
     def error(self, example: Example, prediction: Prediction) -> float:
         """How wrong an answer is: 0 where it is right, 1 where a label or a span is missing or one too many."""

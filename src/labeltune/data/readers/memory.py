@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def open_memory(data: Any, name: str, split: str | None) -> Source:
         DataError: nothing that holds rows, or texts and labels of different length.
     """
     if _is_frame(data):
-        return _source(name, _columns(_of_frame(data), name))
+        return _source(name, _columns(_of_frame(data, name), name))
     if hasattr(data, "features") or (isinstance(data, Mapping) and any(hasattr(v, "features") for v in data.values())):
         return open_loaded(data, name, split, at="data" if isinstance(data, Mapping) else name)
     if isinstance(data, Mapping):
@@ -39,14 +40,18 @@ def items_of(data: Iterable[object]) -> Iterable[object]:
     """The items that are to be answered: a text or a dictionary alone is one, a DataFrame is its rows."""
     if isinstance(data, str | Mapping):
         return [data]
-    return (row.fields for row in _columns(_of_frame(data), "texts")()) if _is_frame(data) else data
+    return (row.fields for row in _columns(_of_frame(data, "texts"), "texts")()) if _is_frame(data) else data
 
 
 def _is_frame(data: object) -> bool:
     return hasattr(data, "columns") and hasattr(data, "itertuples")
 
 
-def _of_frame(frame: Any) -> dict[str, Any]:
+def _of_frame(frame: Any, name: str) -> dict[str, Any]:
+    counts = Counter(map(str, frame.columns))
+    if twice := [column for column, count in counts.items() if count > 1]:
+        told = ", ".join(map(repr, twice))
+        raise DataError(f"there are several columns {told}", at=name, hint="give each column a name of its own")
     return {str(column): frame[column] for column in frame.columns}
 
 

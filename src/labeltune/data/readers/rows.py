@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from uuid import UUID
@@ -56,23 +57,34 @@ class _Array(Protocol):
     def tolist(self) -> object: ...
 
 
+_OF_PANDAS = ("Interval", "Period")
+"""Values of pandas that people read as text, told by name: pandas is not loaded for it."""
+
+
 def plain(value: object) -> object:
-    """The JSON form of a cell: NumPy values become Python's, dates and decimals text, pandas' missing values None."""
+    """The JSON form of a cell: NumPy values become Python's, dates and decimals text, pandas' missing values None.
+
+    What has none stands as a table with its type's name, which is neither text nor label.
+    """
     if value is None or isinstance(value, str | bool | int | float):
         return _plain_scalar(value)
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value), key=str)
+    if isinstance(value, Enum):
+        return plain(value.value)
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    if isinstance(value, date | time | timedelta | Decimal | UUID | Path):
+    if isinstance(value, date | time | timedelta | Decimal | UUID | Path) or type(value).__name__ in _OF_PANDAS:
         return str(value)
     if isinstance(value, _Array):
         return plain(value.tolist())
-    return f"<{type(value).__name__}>"
+    return {"object": type(value).__name__}
 
 
 def _plain_scalar(value: str | bool | int | float | None) -> object:
