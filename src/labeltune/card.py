@@ -13,6 +13,7 @@ from labeltune.inference import caveats
 from labeltune.ledger import Ledger
 from labeltune.run import CARD, SPLITS, Run, is_number, number
 from labeltune.storage import read_json, write_atomic
+from labeltune.wording import counted
 
 PACKAGES = ("labeltune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
 
@@ -75,7 +76,7 @@ Recipe `{{ recipe.name }}`: {{ recipe.said }}.
 {% endfor -%}
 The weights were chosen by dev `{{ select }}`{% if train.best_epoch %} (epoch {{ train.best_epoch }}){% endif %}. \
 {% if "test" in data -%}
-The test split was opened {{ openings | length }} time(s): {{ openings | join("; ") }}.
+The test split was opened {{ openings | length | counted("time", "times") }}: {{ openings | join("; ") }}.
 {%- else -%}
 No test split was given: dev figures chose the weights, so expect less on new data.
 {%- endif %}
@@ -114,7 +115,7 @@ def write_card(run: Run) -> None:
 def render(run: Run) -> str:
     """The card as Markdown."""
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "counted": counted}
     figures = run.metrics
     splits = [name for name in ("dev", "test") if name in figures]
     config = run.config
@@ -137,8 +138,12 @@ def render(run: Run) -> str:
         rows=[[name, *(number(figures[split].get(name)) for split in splits)] for name in numbers],
         metrics=numbers,
         by_part={split: _parts(figures[split]["parts"], numbers) for split in splits if "parts" in figures[split]},
-        batch=f"{config.train.batch_tokens} tokens" if config.train.batch_tokens else f"{config.train.batch_rows} rows",
-        length=f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs:g} epochs",
+        batch=f"{config.train.batch_tokens} tokens"
+        if config.train.batch_tokens
+        else counted(config.train.batch_rows, "row", "rows"),
+        length=counted(config.train.steps, "step", "steps")
+        if config.train.steps
+        else f"{config.train.epochs:g} epoch{'' if config.train.epochs == 1 else 's'}",
         train=figures.get("train", {}),
         select=config.train.select,
         openings=[f"{line['purpose']}, {line['time']}" for line in Ledger(run.folder).lines()],

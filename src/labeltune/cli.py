@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from labeltune.errors import LabeltuneError
 from labeltune.processes import speaks
+from labeltune.wording import counted
 
 
 class Commands(TyperGroup):
@@ -234,7 +235,7 @@ def evaluate(
     from labeltune.screen import confusions, labels_table, metrics_table
 
     source = data or "the dev rows, which chose the weights and fitted the scores"
-    out.print(escape(f"{source}: {report.rows:,} rows"), highlight=False, soft_wrap=True)
+    out.print(escape(f"{source}: {counted(report.rows, 'row', 'rows')}"), highlight=False, soft_wrap=True)
     out.print(metrics_table("", {"": report.metrics}))
     for name, title in (("parts", ""), ("at_min_score", "where it abstains below")):
         if name in report.metrics:
@@ -244,7 +245,11 @@ def evaluate(
     for sentence in (*confusions(report.confused), *caveats(report.metrics)):
         out.print(escape(sentence), highlight=False, soft_wrap=True)
     if errors:
-        out.print(escape(f"{report.wrong:,} rows with errors are in {errors}"), highlight=False, soft_wrap=True)
+        out.print(
+            escape(f"{counted(report.wrong, 'row with errors is', 'rows with errors are')} in {errors}"),
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()

@@ -29,6 +29,7 @@ from labeltune.schema import Encoded, Example, Prediction
 from labeltune.shortage import fits
 from labeltune.switches import SWITCHES, TRUNCATE_GOLD
 from labeltune.tasks import Calibration, Loss, Task
+from labeltune.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -257,10 +258,10 @@ def caveats(metrics: Mapping[str, Any]) -> list[str]:
     said = []
     if cut := metrics.get("lost"):
         what = ", ".join(f"{count:,} {name}" for name, count in cut.items() if name != "rows")
-        said.append(f"{cut['rows']:,} rows are longer than the model reads: {what} are cut off")
+        said.append(f"{counted(cut['rows'], 'row is', 'rows are')} longer than the model reads: {what} are cut off")
     if unseen := metrics.get("unseen_labels"):
         names = ", ".join(map(repr, unseen))
         said.append(f"labels that the training rows do not have count as errors: {names}")
     if bad := metrics.get("bad_rows"):
-        said.append(f"{bad:,} rows could not be used: they are in no figure")
+        said.append(counted(bad, "row could not be used: it is", "rows could not be used: they are") + " in no figure")
     return said + [f"{SWITCHES[name]} ({name})" for name in metrics.get("switches", ())]

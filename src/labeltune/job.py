@@ -59,6 +59,7 @@ from labeltune.training.meter import Meter
 from labeltune.training.schedule import scheduled
 from labeltune.training.trainer import Step
 from labeltune.training.trial import Trial, restore, state_of
+from labeltune.wording import counted
 
 CHECKPOINT = "checkpoint.safetensors"
 FAILURES = {
@@ -363,7 +364,7 @@ def score(job: Job, listen: Listener, *ledgers: Ledger) -> tuple[dict[str, Any],
         figures["test"] = final_evaluation(job, labeller, job.loaded.test, *ledgers)
         listen(Scored("test", figures["test"]))
     if bad := bad_rows(job.loaded):
-        listen(Said(f"{bad:,} rows could not be used and are in no figure ({_way_of_bad_rows(job)})"))
+        listen(Said(f"{counted(bad, 'row', 'rows')} could not be used, and in no figure ({_way_of_bad_rows(job)})"))
     return figures, labeller.calibration
 
 

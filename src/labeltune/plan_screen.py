@@ -9,6 +9,7 @@ from rich.table import Table
 from labeltune.duration import duration
 from labeltune.planning import Plan
 from labeltune.sweeps.planning import SweepPlan
+from labeltune.wording import counted
 
 
 def show_plan(found: Plan, console: Console) -> None:
@@ -36,7 +37,9 @@ def show_sweep_plan(found: SweepPlan, console: Console) -> None:
         sides.add_row(escape(side.model), *numbers, speed, took)
     console.print(sides)
     console.print(
-        f"{found.points:,} points, {found.trainings:,} trainings, {found.epochs:,.0f} epochs", highlight=False
+        f"{counted(found.points, 'point', 'points')}, {counted(found.trainings, 'training', 'trainings')}, "
+        f"{found.epochs:,.0f} epochs",
+        highlight=False,
     )
     for side in found.sides:
         limit = side.memory.limit
@@ -51,7 +54,8 @@ def show_sweep_plan(found: SweepPlan, console: Console) -> None:
 def sentences(found: Plan) -> list[str]:
     """What fits, how long it takes, what it costs."""
     memory = found.memory
-    said = [f"{found.steps:,} steps, {found.trained_parameters:,} trained parameters, {memory.tokens:,} tokens a pass"]
+    steps = counted(found.steps, "step", "steps")
+    said = [f"{steps}, {found.trained_parameters:,} trained parameters, {memory.tokens:,} tokens a pass"]
     if memory.limit is not None:
         fits = f"a pass of {memory.fits:,} tokens fits (train.micro_tokens)" if memory.fits else "nothing fits"
         way = "" if memory.fits else ": try model.quantization = nf4, model.checkpointing = on, or a smaller model"

@@ -10,6 +10,7 @@ from rich.progress import BarColumn
 from labeltune.bars import Bars, facts_and_time
 from labeltune.bulk.labelling import Watch
 from labeltune.duration import duration
+from labeltune.wording import counted
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -51,7 +52,7 @@ class PredictScreen(Bars, Watch):
 
     def _facts(self, seconds: float) -> str:
         earlier = f" and {self._kept:,} from before" if self._kept else ""
-        return f"{self._rows:,} rows{earlier}, {self._rows / max(seconds, 1e-9):,.0f} rows/s"
+        return f"{counted(self._rows, 'row', 'rows')}{earlier}, {self._rows / max(seconds, 1e-9):,.0f} rows/s"
 
     def _left(self, seconds: float) -> str:
         if self._total is None:

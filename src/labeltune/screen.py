@@ -17,6 +17,7 @@ from labeltune.inference import caveats
 from labeltune.metrics import Confused, LabelFigures
 from labeltune.run import is_number, number
 from labeltune.training.trainer import Step
+from labeltune.wording import counted
 
 SHOWN = ("accuracy", "macro_f1", "span_f1", "span_precision", "mse", "spearman")
 MOST_LABELS, MOST_CONFUSED = 30, 5
@@ -64,12 +65,12 @@ class Screen(Bars):
 
     def _ready(self, fact: Ready) -> None:
         rows = ", ".join(f"{count:,} {split}" for split, count in fact.rows.items())
-        labels = f", {fact.labels:,} labels" if fact.labels else ""
+        labels = ", " + counted(fact.labels, "label", "labels") if fact.labels else ""
         model = fact.config.model
         self._select = fact.config.train.select
         self.say(f"{fact.config.task}: {rows} rows{labels}")
         self.say(f"backbone: {model.name}, mask removed: {model.unmask}, pooling: {model.pooling}")
-        self.say(f"training: {fact.trained_parameters:,} parameters, {fact.total:,} steps")
+        self.say(f"training: {fact.trained_parameters:,} parameters, {counted(fact.total, 'step', 'steps')}")
         if fact.step:
             self.say(f"going on at step {fact.step:,}")
         self._task = self.bars.add_task("training", total=fact.total, completed=fact.step, facts="")

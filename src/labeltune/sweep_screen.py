@@ -17,6 +17,7 @@ from labeltune.sweeps.facts import Began, Ended, Moved, Planned, Pruned, Tested
 from labeltune.sweeps.sweeping import Sweep
 from labeltune.sweeps.tables import shown
 from labeltune.sweeps.trials import Spec
+from labeltune.wording import counted
 
 WIDEST = 8
 """Columns of a table on a terminal; the files have all."""
@@ -35,7 +36,8 @@ class SweepScreen(Bars):
         """Show one fact."""
         if isinstance(fact, Planned):
             self._metric = fact.metric
-            self.say(f"{fact.points:,} points, {fact.trials:,} trainings, chosen by dev {fact.metric}")
+            counts = counted(fact.points, "point", "points"), counted(fact.trials, "training", "trainings")
+            self.say(f"{', '.join(counts)}, chosen by dev {fact.metric}")
             self._all = self.bars.add_task("trainings", total=fact.trials, completed=fact.done, facts="")
         elif isinstance(fact, Began):
             task = self.bars.add_task(fact.spec.name, total=fact.total, completed=fact.step, facts=_point(fact.spec))

@@ -142,7 +142,7 @@ def test_what_was_found_in_the_text_is_said(tmp_path: Path, text_file, tiny_fold
     facts: list[object] = []
     tune(text_file, tmp_path / "out", tiny_folder, facts=facts)
     said = [fact.text for fact in facts if isinstance(fact, Said)]
-    assert any("documents are longer than 64 tokens and are divided" in text for text in said)
+    assert any("documents are longer than 64 tokens and divided" in text for text in said)
     assert any("tokens held out" in text for text in said)
     looks = [fact for fact in facts if isinstance(fact, Looked)]
     assert looks[0].whole and looks[-1].whole and not looks[1].whole

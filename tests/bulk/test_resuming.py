@@ -208,7 +208,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "answer", stopped)
         found = typed(*words)
-    assert found.code == 130 and "2 shards of 100 rows are kept: the same command with --resume goes on" in found.err
+    assert found.code == 130 and "2 shards of 100 rows kept: the same command with --resume goes on" in found.err
     assert typed(*words, "--resume").code == 0 and (tmp_path / "out.csv").exists()
 
 
@@ -276,7 +276,7 @@ def test_a_full_disk_is_told_and_what_is_kept_is_gone_on_with(
             predict_to(to, open_job(finished, [source], rows=100), watch=heard)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert heard.said == "6 shards of 100 rows are kept: the same command with --resume goes on" and not to.exists()
+    assert heard.said == "6 shards of 100 rows kept: the same command with --resume goes on" and not to.exists()
     predict_to(to, open_job(finished, [source], rows=100), resume=True)
     assert to.read_bytes() == whole.read_bytes()
 

@@ -112,7 +112,7 @@ def test_a_label_named_in_its_own_texts():
 
 def test_a_finding_is_a_sentence_and_json():
     found = findings([*clean(), clean()[0]])["duplicates", "train"]
-    assert str(found).startswith("train: 1 rows repeat the text of an earlier row (train[40]); ")
+    assert str(found).startswith("train: 1 row repeats the text of an earlier row (train[40]); ")
     assert json.loads(json.dumps(asdict(found)))["count"] == 1
 
 

@@ -32,6 +32,7 @@ from labeltune.model.member import build_adapter
 from labeltune.model.selfcheck import Report, check
 from labeltune.training.order import Order
 from labeltune.training.settings import TrainConfig
+from labeltune.wording import counted
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,16 @@ def _found(corpus: Corpus, config: AdaptConfig) -> tuple[str, ...]:
     train, heldout = corpus.train.facts, corpus.heldout.facts
     held_tokens = corpus.heldout.new_tokens(heldout.rows)
     said = [
-        f"{train.documents:,} documents, {train.tokens:,} tokens to train on; "
-        f"{heldout.documents:,} documents, {held_tokens:,} tokens held out"
+        f"{counted(train.documents, 'document', 'documents')}, {train.tokens:,} tokens to train on; "
+        f"{counted(heldout.documents, 'document', 'documents')}, {held_tokens:,} tokens held out"
     ]
     if train.divided:
-        said.append(f"{train.divided:,} documents are longer than {config.context:,} tokens and are divided")
+        said.append(
+            counted(train.divided, "document is", "documents are")
+            + f" longer than {config.context:,} tokens and divided"
+        )
     if train.sealed:
-        said.append(f"{train.sealed:,} documents are left out, because they are held out as well")
+        said.append(counted(train.sealed, "document is", "documents are") + " left out, being held out as well")
     return tuple(said)
 
 

@@ -31,6 +31,7 @@ from labeltune.portions import Portion, portions
 from labeltune.predict import of_new_rows
 from labeltune.run import FORMAT, Run, open_run
 from labeltune.storage import atomic_file, is_special, is_there, refuse_file, sha256_file, told
+from labeltune.wording import counted
 
 
 class Changed(DataError):
@@ -211,7 +212,8 @@ def predict_to(
             if once:
                 shards.drop()
             elif not isinstance(error, Changed) and (kept := len(shards.done())):
-                watch.say(f"{kept:,} shards of {job.rows:,} rows are kept: the same command with --resume goes on")
+                shards_kept = counted(kept, "shard", "shards")
+                watch.say(f"{shards_kept} of {job.rows:,} rows kept: the same command with --resume goes on")
             raise
 
 

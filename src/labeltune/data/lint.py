@@ -23,6 +23,7 @@ from labeltune.data.survey import fingerprint, label_set
 from labeltune.data.templates import parse
 from labeltune.labels import align, first_fault
 from labeltune.schema import Example
+from labeltune.wording import counted
 
 SHOWN = 5
 """Addresses given with a finding."""
@@ -76,7 +77,7 @@ def lint(loaded: Loaded, *, ledger: Notes | None = None) -> list[Finding]:
 def _lint_split(name: str, split: Dataset, splits: Mapping[str, Dataset]) -> Iterator[Finding]:
     drafts = [*_shared(name, split, splits), *_labels(name, split, splits["train"])]
     if split.bad_rows and name == "train":
-        message = f"{split.bad_rows:,} rows of {split.source} cannot be used"
+        message = f"{counted(split.bad_rows, 'row', 'rows')} of {split.source} cannot be used"
         drafts.append(_Draft("bad_rows", "note", split.bad_rows, message, "they are in no split and in no score"))
     wanted = {row for draft in drafts for row in list(draft.rows)[:SHOWN]}
     checks = [check(split) for check in CHECKS]
@@ -102,7 +103,7 @@ def _shared(name: str, split: Dataset, splits: Mapping[str, Dataset]) -> Iterato
     _, first, inverse, counts = np.unique(texts, return_index=True, return_inverse=True, return_counts=True)
     again = np.setdiff1d(np.arange(len(texts)), first)
     if len(again):
-        message = f"{len(again):,} rows repeat the text of an earlier row"
+        message = counted(len(again), "row repeats", "rows repeat") + " the text of an earlier row"
         effect = "they weigh again in training" if name == "train" else "they count again in the score"
         yield _Draft("duplicates", "note", len(again), message, effect, again.tolist())
     for other in [earlier for earlier in splits if earlier != name][: list(splits).index(name)]:
@@ -133,7 +134,7 @@ def _conflicts(split: Dataset, text: np.ndarray, counts: np.ndarray) -> Iterator
     rows = np.flatnonzero(kinds[text] > 1)
     if len(rows):
         texts = int((kinds > 1).sum())
-        message = f"{texts:,} texts carry different labels in {len(rows):,} rows"
+        message = f"{counted(texts, 'text carries', 'texts carry')} different labels in {len(rows):,} rows"
         effect = (
             "what their numbers differ by is an error that no model can avoid"
             if split.columns.kind == NUMBER
@@ -149,7 +150,7 @@ def _labels(name: str, split: Dataset, train: Dataset) -> Iterator[_Draft]:
         yield from _alike(rows)
     elif unseen := sorted(set(rows) - set(_rows_of(train))):
         at = _rows_with(split, unseen)
-        message = f"{len(at):,} rows carry labels that training never sees: {_listed(unseen)}"
+        message = f"{counted(len(at), 'row carries', 'rows carry')} labels that training never sees: {_listed(unseen)}"
         known = {_folded(label): label for label in _rows_of(train)}
         if twins := [f"{label!r} is {known[_folded(label)]!r}" for label in unseen if _folded(label) in known]:
             message += f" ({', '.join(twins[:SHOWN])} but for {BUT_FOR})"
@@ -179,7 +180,7 @@ def _rows_with(split: Dataset, labels: Sequence[str]) -> list[int]:
 def _single_rows(split: Dataset, rows: Counter[str]) -> Iterator[_Draft]:
     single = sorted(label for label, count in rows.items() if count == 1)
     if single:
-        message = f"{len(single)} labels occur in one row only: {_listed(single)}"
+        message = f"{counted(len(single), 'label occurs', 'labels occur')} in one row only: {_listed(single)}"
         weight = "" if split.survey.scheme or split.columns.spans else ", and weigh as much as any other in macro_f1"
         effect = f"they can hardly be learned{weight}"
         yield _Draft("one_example_label", "warning", len(single), message, effect, _rows_with(split, single))
@@ -276,10 +277,11 @@ class _Lengths:
         count = int((lengths > limit).sum())
         if count:
             at = tuple(where for length, where in sorted(self._longest, reverse=True) if length > limit)
-            message = f"{count:,} texts are longer than {limit:,.0f} characters, where the median is {median:,.0f}"
+            message = counted(count, "text is", "texts are")
+            message += f" longer than {limit:,.0f} characters, where the median is {median:,.0f}"
             yield Finding("long_texts", split, "note", count, message, "they take windows and time, or lose text", at)
         if self._shortest.count and median >= 10:
-            message = f"{self._shortest.count:,} texts have fewer than three characters"
+            message = counted(self._shortest.count, "text has", "texts have") + " fewer than three characters"
             effect = "little to go by: their labels are guessed from the class frequencies"
             yield self._shortest.finding("short_texts", split, "note", message, effect)
 
@@ -333,7 +335,8 @@ class _Tags:
 
     def findings(self, split: str) -> Iterator[Finding]:
         if self._mixed.count:
-            message = f"{self._mixed.count:,} rows do not keep to {self._scheme}, the scheme of the file"
+            message = counted(self._mixed.count, "row does", "rows do")
+            message += f" not keep to {self._scheme}, the scheme of the file"
             effect = "their spans are read without loss, but other tools may count other spans"
             yield self._mixed.finding("mixed_schemes", split, "warning", message, effect)
         if set(self._letters) <= {"B", "O"} and self._letters["B"] >= 10:

@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from labeltune.data.survey import Survey
 from labeltune.errors import DataError, SettingsError
 from labeltune.keys import Key, permutation
+from labeltune.wording import counted
 
 BINS = 10
 """Quantile bins of a regression label."""
@@ -96,7 +97,9 @@ def draw_rows(survey: Survey, count: int, key: Key, *, at: str) -> np.ndarray:
         return np.ones(len(strata), bool)
     if count < np.count_nonzero(sizes):
         hint = "name at least as many"
-        raise SettingsError(f"{count} rows cannot hold {len(names)} labels", at=at, hint=hint)
+        raise SettingsError(
+            f"{counted(count, 'row', 'rows')} cannot hold {counted(len(names), 'label', 'labels')}", at=at, hint=hint
+        )
     chosen = np.zeros(len(strata), bool)
     for stratum, quota in enumerate(_quotas(sizes, count).tolist()):
         rows = np.flatnonzero(strata == stratum)
@@ -129,7 +132,8 @@ def _refuse_empty(
         if len(empty):
             told = ", ".join(repr(names[label]) for label in empty[:5])
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-            message = f"the fraction would leave {part} without the label {told}{more} ({together} stay together)"
+            labels = "the label" if len(empty) == 1 else "the labels"
+            message = f"the fraction would leave {part} without {labels} {told}{more} ({together} stay together)"
             hint = f"give data.{part if part == 'test' else 'dev'} as a file, add rows of the label, or remove it"
             if all(map(_is_number, names)) and 4 * len(names) > len(strata):
                 hint = "are these a measure? task = 'regression'; or " + hint

@@ -43,6 +43,7 @@ from labeltune.sweeps.tables import Table, Tables, check_table, hpprc, write_tab
 from labeltune.sweeps.trials import ENDED, SCORED, TRIALS, Result, Spec, read_result, repeats
 from labeltune.tasks import Calibration, Task
 from labeltune.training.distributed import asked_for
+from labeltune.wording import counted
 
 DONE = "sweep.json"
 COLUMNS = ("labeltune", "hpprc")
@@ -330,4 +331,5 @@ class _Work:
         minutes = (
             " (sweep.budget.minutes: which trials ran depends on the machine)" if self.config.budget.minutes else ""
         )
-        return f"{len(points):,} points, {len(results):,} trainings: {', '.join(parts)}{minutes}"
+        counts = counted(len(points), "point", "points"), counted(len(results), "training", "trainings")
+        return f"{', '.join(counts)}: {', '.join(parts)}{minutes}"

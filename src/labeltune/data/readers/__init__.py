@@ -40,6 +40,7 @@ from labeltune.data.readers.text import (
 from labeltune.data.readers.trees import looks_like_trees, read_trees
 from labeltune.errors import DataError
 from labeltune.storage import expanded, is_there
+from labeltune.wording import counted
 
 __all__ = [
     "PREFIX",
@@ -172,7 +173,7 @@ def _folder_said(path: Path, name: str) -> tuple[str, ...]:
     layout = "URL, date, title and body" if is_livedoor(first) else "one text"
     said = [f"{name} is read as {len(folders)} categories of files, each holding {layout}"]
     if rest := left_out(path):
-        said.append(f"{name}: {rest} files in the category folders are no articles and are left out")
+        said.append(f"{name}: {counted(rest, 'file', 'files')} in the category folders left out: no articles")
     return tuple(said)
 
 
