@@ -205,12 +205,25 @@ def test_standard_input_has_texts_and_objects(finished: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"the hen\n{broken\n", "stdin:2: this is no JSON"), (b"caf\xe9\n", "stdin:1: .*UTF-8"), (b"", "no rows")],
+    [
+        (b"the hen\n{broken\n", "stdin:2: this is no JSON"),
+        (b'{"text": "a", "text": "b"}', "stdin:1: .* names 'text' twice"),
+        (b'{"text": "a", "\\ud800": 1}', "stdin:1: the field .* lone surrogate"),
+        (b"caf\xe9\n", "stdin:1: .*UTF-8"),
+        (b"", "no rows"),
+    ],
 )
 def test_bad_standard_input_is_refused_by_line(finished: Path, monkeypatch: pytest.MonkeyPatch, content, says) -> None:
     piped(monkeypatch, content)
     with pytest.raises(DataError, match=says):
         list(predict_files(finished, ["-"]))
+
+
+@pytest.mark.parametrize("row", [{"x": "y"}, {"id": "4711"}])
+def test_a_row_without_its_text_is_not_answered_by_another_column(moods: Predictor, row: dict) -> None:
+    with pytest.raises(DataError, match=r"the row has no text \('text' is not there\)"):
+        moods.predict([row])
+    assert moods.predict([{"id": "4711", "sentence": "the hen"}])[0].label
 
 
 # Evaluation

@@ -226,7 +226,7 @@ def test_a_template_of_two_fields_asks_for_both(tiny_folder, tmp_path):
 def test_training_begins_with_the_linter_in_short(tiny_folder, tmp_path):
     said = []
     train([*ROWS, {"text": ROWS[0]["text"], "label": "red"}], tiny_folder, tmp_path / "run", said=said)
-    assert any(line.startswith("warning: train: 1 texts carry different labels in 2 rows") for line in said)
+    assert any(line.startswith("warning: train: 1 text carries different labels in 2 rows") for line in said)
 
 
 # Recipes

@@ -16,6 +16,7 @@ from labeltune.answers import Wish, answer_fields, refuse_score
 from labeltune.assembly import Assembly, assemble
 from labeltune.config import Config, switches, with_settings
 from labeltune.data.batches import MICRO_TOKENS
+from labeltune.data.columns import refuse_another_text
 from labeltune.data.datasets import SAMPLE, Dataset, open_dataset
 from labeltune.data.encoding import Encoder
 from labeltune.data.items import TEXT, Items
@@ -109,7 +110,9 @@ class Predictor:
         config = reader.of_texts if all(isinstance(item, str) for item in head) else reader.of_rows
         column = reader.fields[0] if len(reader.fields) == 1 else TEXT
         rows = ({column: item} if isinstance(item, str) else item for item in both)
-        return iter(open_stream(passing(rows_of(rows, "texts"), "texts"), config, reader.task))
+        stream = open_stream(passing(rows_of(rows, "texts"), "texts"), config, reader.task)
+        refuse_another_text(stream.columns, config, "texts")
+        return iter(stream)
 
 
 def load(path: str | Path, *, settings: Mapping[str, Any] | None = None) -> Predictor:

@@ -254,7 +254,64 @@ def test_a_file_that_changed_meanwhile_is_begun_again(finished: Path, tmp_path: 
 
     monkeypatch.setattr(Predictor, "answer", changing)
     found = typed("predict", finished, source, "--out", tmp_path / "out.jsonl", "--shard-rows", 10)
-    assert found.code == 1 and "has changed while it was read; remove " in found.err and "--resume" not in found.err
+    assert (
+        found.code == 1
+        and "has changed, come or gone while it was read; remove " in found.err
+        and "--resume" not in found.err
+    )
+
+
+def test_a_file_that_comes_into_a_folder_meanwhile_is_named(finished: Path, tmp_path: Path, typed, monkeypatch) -> None:
+    answer, folder = Predictor.answer, tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text("the hen\n" * 20)
+
+    def adding(self: Predictor, *given: object) -> list:
+        (folder / "c.txt").write_text("the ring\n")
+        return answer(self, *given)
+
+    monkeypatch.setattr(Predictor, "answer", adding)
+    found = typed("predict", finished, folder, "--out", tmp_path / "out.jsonl", "--shard-rows", 10)
+    assert found.code == 1 and "c.txt: the file has changed, come or gone while it was read" in found.err
+
+
+def test_an_output_inside_a_folder_that_is_read_is_refused(finished: Path, tmp_path: Path, typed) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("the hen\n" * 20)
+    found = typed("predict", finished, tmp_path, "--out", tmp_path / "out.jsonl")
+    assert found.code == 1 and "and would be read with it; choose a place outside" in found.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("content", [None, "[1]", "{}"])
+def test_shards_that_nobody_knows_about_are_not_gone_on_with(
+    finished: Path, source: Path, tmp_path: Path, monkeypatch, content: str | None
+) -> None:
+    to = tmp_path / "out.jsonl"
+    interrupted(monkeypatch, finished, source, to)
+    manifest = tmp_path / ".out.jsonl.shards" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(RunError, match=r"it was begun with other .*run"):
+        predict_to(to, open_job(finished, [source], rows=100), resume=True)
+
+
+def test_what_has_come_to_be_there_is_not_written_over(
+    finished: Path, source: Path, tmp_path: Path, monkeypatch
+) -> None:
+    answer, to = Predictor.answer, tmp_path / "out.jsonl"
+
+    def adding(self: Predictor, *given: object) -> list:
+        to.write_text("precious")
+        return answer(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="come to be there meanwhile; move it away"):
+        patch.setattr(Predictor, "answer", adding)
+        predict_to(to, open_job(finished, [source], rows=100))
+    assert to.read_text() == "precious"
+    to.unlink()
+    predict_to(to, open_job(finished, [source], rows=100), resume=True)
+    assert len(to.read_text().splitlines()) == 600
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])

@@ -107,6 +107,12 @@ def test_rows_nested_without_end_are_the_clients_fault(served: Running, depth: i
         assert reply.status_code in ((200, 400, 422) if b"more" in body else (400, 422))
 
 
+@pytest.mark.parametrize("rows", [[{"x": "y"}], [{"text": "hello", "id": "a"}, {"id": "4711"}]])
+def test_a_row_without_its_text_is_refused(served: Running, rows: list) -> None:
+    reply = served.client.post(PREDICT, json={"rows": rows})
+    assert reply.status_code == 422 and "the row has no text" in reply.json()["error"]
+
+
 def test_a_regression_has_no_score_to_abstain_by(served: Running) -> None:
     reply = served.client.post("/runs/regression/predict", json={"texts": ["a", "hen"], "min_score": 0.5})
     assert reply.status_code == 422
@@ -263,6 +269,12 @@ def test_keys_come_from_files_and_short_ones_are_refused(tmp_path: Path) -> None
     path = tmp_path / "keys"
     path.write_text(f"# of a test\n{KEY}  # mine\n\n")
     keys = Keys.gather({}, path)
+    path.write_text(f"{KEY}#more\n")
+    assert Keys.gather({}, path).asks([(b"x-api-key", f"{KEY}#more".encode())])
+    assert not Keys.gather({}, path).asks([(b"x-api-key", KEY.encode())])
+    for empty in ("", " , "):
+        with pytest.raises(SettingsError, match="LABELTUNE_KEYS: it is set and holds no key"):
+            Keys.gather({"LABELTUNE_KEYS": empty})
     assert keys.asks([(b"x-api-key", KEY.encode())])
     assert not keys.asks([(b"x-api-key", b"mine")])
     assert not keys.commands([(b"x-api-key", KEY.encode())])

@@ -124,7 +124,7 @@ FORMS = {
 def form_of(name: str) -> Form:
     """The form of a file named so."""
     path = Path(name)
-    inner = Path(path.stem) if path.suffix in _COMPRESSED else path
+    inner = Path(path.stem) if path.suffix.lower() in _COMPRESSED else path
     return FORMS.get(inner.suffix.lower(), LINES)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from labeltune.data.datasets import QUARANTINE
 from labeltune.data.readers import PREFIX, Row, Source, Unlabelled, open_source
 from labeltune.data.readers.lines import BROKEN, open_bytes
 from labeltune.data.readers.rows import faulty
+from labeltune.data.readers.text import object_row
 from labeltune.data.settings import DataConfig
 from labeltune.data.streams import passing
 from labeltune.errors import DataError
@@ -57,11 +57,9 @@ def _standard_input() -> Iterator[Row]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             if text.strip():
-                yield Row(at, json.loads(text) if text.lstrip().startswith("{") else {"text": text})
+                yield object_row(text, at) if text.lstrip().startswith("{") else Row(at, {"text": text})
         except UnicodeDecodeError as error:
             yield faulty(at, f"byte {error.start + 1} is no UTF-8", "convert it to UTF-8", line.hex())
-        except (ValueError, RecursionError) as error:
-            yield faulty(at, f"this is no JSON ({error})", "a line is a JSON object or a text", text)
 
 
 def rows_in(sources: Iterable[Source]) -> int | None:

@@ -26,6 +26,7 @@ from labeltune.data.settings import DataConfig
 from labeltune.data.streams import Stream, files_of, open_stream
 from labeltune.data.survey import Quarantine
 from labeltune.errors import DataError, SettingsError, nearest
+from labeltune.folder import refuse_inside
 from labeltune.inference import CHUNK
 from labeltune.portions import Portion, portions
 from labeltune.predict import of_new_rows
@@ -196,6 +197,7 @@ def predict_to(
         raise SettingsError("standard input comes once only", at="--resume", hint="write it to a file first")
     if to.is_dir():
         refuse_file(to)
+    refuse_inside(to, [str(path) for source in job.sources for path in source.files if path.is_dir()])
     job = replace(job, quarantine=to.with_name(f"{to.name}.{QUARANTINE}"))
     shards = Shards(to, form_of(to.name), job.run.labels.names)
     taken = job.data.on_bad_row == "quarantine" and is_there(job.quarantine)
@@ -236,10 +238,9 @@ def _fill(shards: Shards, job: Job, watch: Watch, again: bool, engine: str, work
         left = missing(job.portions(stack, again=again))
         for number, rows in ENGINES[engine](job.how, job.run, workers, left, watch.advance):
             shards.write(number, rows)
-    for before, after in zip(stamps, files_of(job.sources), strict=True):
-        if before != after:
-            hint = f"remove {shards.folder} to begin again"
-            raise Changed("the file has changed while it was read", at=before[0], hint=hint)
+    if other := sorted({*stamps} ^ {*files_of(job.sources)}):
+        hint = f"remove {shards.folder} to begin again"
+        raise Changed("the file has changed, come or gone while it was read", at=other[0][0], hint=hint)
     job.tell_bad(watch)
     return count
 

@@ -74,11 +74,12 @@ class Shards:
         """Write down what is answered how, or see that it is what was begun."""
         path = self.folder / MANIFEST
         plain = json.loads(json.dumps(manifest))
-        if not self.done() or not path.exists():
+        if not self.done():
             write_json(path, plain)
             return
-        begun: Any = read_json(path)
-        other = [name for name in plain if begun.get(name) != plain[name]]
+        begun: Any = read_json(path) if path.exists() else None
+        known = begun if isinstance(begun, dict) else {}  # without it nobody knows what the shards hold
+        other = [name for name in plain if name not in known or known[name] != plain[name]]
         if other:
             hint = f"give what was given then, or remove {self.folder} to begin again"
             raise RunError(f"it was begun with other {' and '.join(other)}", at=str(self.to), hint=hint)
@@ -107,6 +108,9 @@ class Shards:
     def join(self, count: int, given: pa.Schema | None) -> None:
         """The first `count` shards as the output."""
         shards = [self.path(number) for number in range(count)]
+        if is_there(self.to):
+            hint = "move it away; the same command with --resume goes on"
+            raise RunError("this file has come to be there meanwhile", at=str(self.to), hint=hint)
         with atomic_file(self.to) as partial:
             self.form.join(shards, partial, self.to.name, given)
             write_atomic(self.folder / JOINED, "")

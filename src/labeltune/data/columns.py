@@ -92,6 +92,17 @@ def find_columns(
     return replace(found, label=search.label(kind, found))
 
 
+def refuse_another_text(found: Columns, config: DataConfig, at: str) -> None:
+    """Refuse rows without the text column of the training, unless another one is called as texts are.
+
+    Raises:
+        DataError: the only strings are in a column of any name; a file's reader can say so, an answer cannot.
+    """
+    if found.text and config.text and found.text != config.text and _folded(found.text) not in TEXTS:
+        hint = f"the row has {found.text!r}; name the columns as in training"
+        raise DataError(f"the row has no text ({config.text!r} is not there)", at=at, hint=hint)
+
+
 class _Search:
     """The names and first values of a split's columns, and what the settings say of them."""
 

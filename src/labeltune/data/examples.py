@@ -350,7 +350,7 @@ def _shown(value: object) -> str:
 
 def refuse_unsound(fields: Mapping[str, object]) -> None:
     """Raise for a NUL character, a lone surrogate or endless nesting anywhere in a row."""
-    todo: list[tuple[str, object, int]] = [(name, value, 0) for name, value in fields.items()]
+    todo: list[tuple[str, object, int]] = [(name, value, 0) for name, cell in fields.items() for value in (name, cell)]
     while todo:
         name, value, depth = todo.pop()
         if depth > DEEPEST:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from labeltune.data.columns import find_columns, kind_of
+from labeltune.data.columns import find_columns, kind_of, refuse_another_text
 from labeltune.data.examples import Reading
 from labeltune.data.readers.rows import Row
 from labeltune.data.settings import DataConfig
@@ -42,7 +42,9 @@ class Items:
                 raise DataError("this run reads several fields", at=at, hint=hint)
             return self._plain.example(Row(at, {self.fields[0]: item}))
         row = dict(item)
-        return self._reading(row, self.of_rows, at).example(Row(at, row))
+        reading = self._reading(row, self.of_rows, at)
+        refuse_another_text(reading.columns, self.config, at)
+        return reading.example(Row(at, row))
 
     @cached_property
     def of_rows(self) -> DataConfig:

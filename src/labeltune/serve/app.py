@@ -36,6 +36,7 @@ def make_app(desk: Desk, measures: Measures) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
@@ -73,6 +74,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return await _refused(request, Refusal(error.status_code, str(error.detail), dict(error.headers or {})))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """A fault of ours: the log has its traceback."""
+    return Reply(body(request.url.path, Refusal(500, "the server failed; its log says how")), 500)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

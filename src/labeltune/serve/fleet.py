@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ def named(words: Sequence[str]) -> list[Named]:
     for word in words:
         name, equals, folder = word.partition("=")
         path = Path(folder if equals else word)
-        name = check_name(name if equals else path.resolve().name)
+        name = check_name(name if equals else Path(os.path.abspath(path)).name)
         if name in found:
             message = f"two runs are called {name!r}"
             raise SettingsError(message, at=word, hint="give one another name: NAME=RUN")

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from labeltune.storage import told
 CLIENTS, ADMINS = "LABELTUNE_KEYS", "LABELTUNE_ADMIN_KEYS"
 """Environment variables with keys, parted by commas."""
 SHORTEST = 16
+_REMARK = re.compile(r"(^|\s)#.*")
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Keys:
 
     @classmethod
     def gather(cls, environment: Mapping[str, str], clients: Path | None = None, admins: Path | None = None) -> Keys:
-        """From the environment, and from files with a key a line (`#` begins a remark).
+        """From the environment, and from files with a key a line (` #`, or `#` at a line's start, begins a remark).
 
         Raises:
-            SettingsError: a file without keys, a short key.
+            SettingsError: a file without keys, a short key, a variable for clients that is set and empty.
         """
+        if CLIENTS in environment and not environment[CLIENTS].strip(" ,"):
+            raise SettingsError("it is set and holds no key", at=CLIENTS, hint="unset it to let everybody ask")
         found = []
         for variable, path in ((CLIENTS, clients), (ADMINS, admins)):
             keys = [key.strip() for key in environment.get(variable, "").split(",") if key.strip()]
@@ -75,7 +79,7 @@ def _read(path: Path) -> list[str]:
             lines = path.read_text("utf-8").splitlines()
         except (FileNotFoundError, UnicodeDecodeError):
             raise SettingsError("there is no such file of keys", at=str(path), hint="a key a line") from None
-    keys = [line.partition("#")[0].strip() for line in lines]
+    keys = [_REMARK.sub("", line).strip() for line in lines]
     if not any(keys):
         raise SettingsError("there is no key in this file", at=str(path), hint="write a key a line")
     return [key for key in keys if key]
