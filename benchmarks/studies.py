@@ -162,12 +162,13 @@ def sizes(bench: Bench) -> Iterator[Found]:
 
 
 def head_and_alpha(bench: Bench) -> Iterator[Found]:
-    """The head's own learning rate, and alpha (rank 32), at the best learning rate; two seeds."""
+    """The head's own learning rate, and alpha (rank 32), at the best learning rate; `--passes`, two seeds."""
+    own = {} if bench.passes is None else {"train__epochs": bench.passes}
     for set_ in bench.sets or ("sst2", "entities"):
         rate = bench.best_rate(f"meaning/{set_}-mini", set_, "mini")
         for name, axis in (("train.head_lr", [rate / 3, rate, 3 * rate]), ("lora.alpha", [16, 32, 64])):
             stem = f"head_and_alpha/{set_}-{name}"
-            found = bench.sweep(stem, set_, "mini", {name: axis}, (0, 1), train__lr=rate)
+            found = bench.sweep(stem, set_, "mini", {name: axis}, (0, 1), train__lr=rate, **own)
             for value in axis:
                 dev = [float(row[f"dev_{DATA[set_].metric}"]) for row in found if float(row[name]) == value]
                 yield {"data": DATA[set_].title, "lr": rate, "setting": name, "value": value, "dev": mean_sd(dev)}
@@ -424,15 +425,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", default=(), choices=[*DATA], help="data sets, in place of a study's own")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each cell of `meaning`")
+    parser.add_argument("--passes", type=int, help="over the rows of `head_and_alpha`, in place of the default")
     options = parser.parse_args(words)
     if options.verb == "report":
         report(options.work, options.out, options.hardware)
         return
     options.work.mkdir(parents=True, exist_ok=True)
-    refuse_another(options.work, {name: getattr(options, name) for name in ("rows", "rates", "tiny", "seeds")})
+    decide = ("rows", "rates", "tiny", "seeds", "passes")
+    refuse_another(options.work, {name: getattr(options, name) for name in decide})
     models = {"mini": "mini", "random": random_model(options.work), "tiny": options.tiny}
     where = (options.data, options.work, options.rows, models)
-    bench = Bench(*where, options.processes, options.corpus, options.rates, options.sets, options.seeds)
+    bench = Bench(*where, options.processes, options.corpus, options.rates, options.sets, options.seeds, options.passes)
     for name in options.only:
         lines = []
         for line in STUDIES[name](bench):

@@ -132,6 +132,7 @@ class Bench:
     """Where the data are and where the sweeps go.
 
     rows, seeds: of a cell, where the study does not say. sets: in place of a study's own, where any is named.
+    passes: of `head_and_alpha`, in place of the default number.
     """
 
     data: Path
@@ -143,6 +144,7 @@ class Bench:
     rates: Sequence[float] = RATES
     sets: Sequence[str] = ()
     seeds: int = 3
+    passes: int | None = None
 
     def each(self, work: Callable[..., Any], cells: Sequence[Any]) -> dict[Any, Any]:
         """The values of independent cells, in processes side by side."""

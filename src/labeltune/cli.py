@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 
 from labeltune.errors import LabeltuneError
 from labeltune.processes import speaks
-from labeltune.wording import counted
 
 
 class Commands(TyperGroup):
@@ -227,29 +226,11 @@ def evaluate(
     settings = _settings(sets, on_bad_row)
     report = evaluate_run(run, data, settings=settings, errors=errors, min_scores=min_scores or ())
     if json_:
-        labels = {"labels": [one._asdict() for one in report.labels]} if report.labels else {}
-        confused = {"confused": [one._asdict() for one in report.confused]} if report.confused else {}
-        _print_json(report.metrics | labels | confused)
+        _print_json(report.as_json())
         return
-    from labeltune.inference import caveats
-    from labeltune.screen import confusions, labels_table, metrics_table
+    from labeltune.evaluate_screen import show_report
 
-    source = data or "the dev rows, which chose the weights and fitted the scores"
-    out.print(escape(f"{source}: {counted(report.rows, 'row', 'rows')}"), highlight=False, soft_wrap=True)
-    out.print(metrics_table("", {"": report.metrics}))
-    for name, title in (("parts", ""), ("at_min_score", "where it abstains below")):
-        if name in report.metrics:
-            out.print(metrics_table(title, report.metrics[name]))
-    if report.labels:
-        out.print(labels_table(report.labels))
-    for sentence in (*confusions(report.confused), *caveats(report.metrics)):
-        out.print(escape(sentence), highlight=False, soft_wrap=True)
-    if errors:
-        out.print(
-            escape(f"{counted(report.wrong, 'row with errors is', 'rows with errors are')} in {errors}"),
-            highlight=False,
-            soft_wrap=True,
-        )
+    show_report(report, data, errors, out)
 
 
 @app.command()

@@ -203,6 +203,11 @@ class Report:
     labels: tuple[LabelFigures, ...] = ()
     confused: tuple[Confused, ...] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        """The metrics, and `labels` and `confused` as tables where they are not empty."""
+        tables: dict[str, Sequence[LabelFigures | Confused]] = {"labels": self.labels, "confused": self.confused}
+        return self.metrics | {name: [line._asdict() for line in table] for name, table in tables.items() if table}
+
 
 def evaluate(
     run: str | Path,

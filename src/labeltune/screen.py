@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import TaskID
 from rich.table import Table
 
 from labeltune.bars import Bars
 from labeltune.facts import Checked, Ready, Said, Scored
 from labeltune.inference import caveats
-from labeltune.metrics import Confused, LabelFigures
 from labeltune.run import is_number, number
 from labeltune.training.trainer import Step
 from labeltune.wording import counted
 
 SHOWN = ("accuracy", "macro_f1", "span_f1", "span_precision", "mse", "spearman")
-MOST_LABELS, MOST_CONFUSED = 30, 5
 
 
 class Screen(Bars):
@@ -98,25 +95,6 @@ def _shown(metrics: Mapping[str, Any], select: str | None) -> list[str]:
     """Two figures for a line: the one that chooses the weights, and the first other one."""
     names = dict.fromkeys((select, *SHOWN))
     return [name for name in names if name is not None and is_number(metrics.get(name))][:2]
-
-
-def labels_table(labels: Sequence[LabelFigures]) -> Table:
-    """The figures of each label, the most frequent ones where there are many."""
-    shown = sorted(labels, key=lambda one: -one.support)[:MOST_LABELS] if len(labels) > MOST_LABELS else labels
-    title = "" if len(shown) == len(labels) else f"the {MOST_LABELS} most frequent of {len(labels):,} labels"
-    table = Table(title=title or None, box=None, title_justify="left", header_style="bold")
-    table.add_column("label")
-    for name in ("precision", "recall", "f1", "support", "predicted"):
-        table.add_column(name, justify="right")
-    for one in shown:
-        table.add_row(escape(one.label), *map(number, one[1:]))
-    return table
-
-
-def confusions(found: Sequence[Confused]) -> list[str]:
-    """The most frequent mistakes, in a sentence."""
-    told = ", ".join(f"{one.gold!r} as {one.answer!r} ({one.rows:,})" for one in found[:MOST_CONFUSED])
-    return [f"taken most often: {told}"] if found else []
 
 
 def metrics_table(title: str, columns: dict[str, Any]) -> Table:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from labeltune.answers import Answered
-from labeltune.bulk.forms import FORMS
+from labeltune.bulk.forms import FORMS, form_of
 
 NAMES = st.sampled_from(["a", "a.b", "c d", "ü"])
 LEAVES = (
@@ -93,3 +94,8 @@ def test_objects_of_many_keys_are_text_in_parquet(tmp_path: Path) -> None:
     cells = [{f"user{number}": number} for number in range(300)]
     table = pq.read_table(joined([{"x": cell} for cell in cells], set(), tmp_path, ".parquet"))
     assert [json.loads(cell) for cell in table["x"].to_pylist()] == cells
+
+
+@pytest.mark.parametrize("name", ["a.csv.GZ", "a.TSV.zst", "a.PQ", "a.jsonl.GZ"])
+def test_a_suffix_says_the_same_in_any_case(name: str) -> None:
+    assert form_of(name) is form_of(name.lower())

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from labeltune.errors import SettingsError
+from labeltune.serve.fleet import named
 from labeltune.serve.keys import Keys
 from labeltune.serve.server import listen
 
@@ -111,6 +112,21 @@ def test_rows_nested_without_end_are_the_clients_fault(served: Running, depth: i
 def test_a_row_without_its_text_is_refused(served: Running, rows: list) -> None:
     reply = served.client.post(PREDICT, json={"rows": rows})
     assert reply.status_code == 422 and "the row has no text" in reply.json()["error"]
+
+
+def test_a_fault_of_the_server_is_json(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("labeltune.serve.hosted.Hosted.read", broken)
+    reply = served.client.post(PREDICT, json={"texts": ["a"]})
+    assert reply.status_code == 500 and reply.json()["error"] == "the server failed; its log says how"
+
+
+def test_a_run_behind_a_link_is_called_like_the_link(tmp_path: Path) -> None:
+    (tmp_path / "v12").mkdir()
+    (tmp_path / "current").symlink_to("v12")
+    assert [run.name for run in named([str(tmp_path / "current"), str(tmp_path / "v12")])] == ["current", "v12"]
 
 
 def test_a_regression_has_no_score_to_abstain_by(served: Running) -> None:

@@ -333,6 +333,7 @@ def test_a_tagging_weight_names_a_label_or_a_tag():
         ("regression", {"class_weights": "balanced"}, "head.class_weights"),
         ("regression", {"label_smoothing": 0.1}, "head.label_smoothing"),
         ("classification", {"loss": "focal", "label_smoothing": 0.1}, "head.label_smoothing"),
+        ("classification", {"focal_gamma": 3.0}, "head.focal_gamma"),
         ("tagging", {"crf": True, "class_weights": "balanced"}, "head.class_weights"),
         ("classification", {"class_weights": {"aa": 1.0}}, "did you mean 'a'"),
         ("classification", {"class_weights": {"a": -1.0}}, "no weight"),

@@ -19,7 +19,7 @@ from labeltune.bulk.forms import form_of, line
 from labeltune.bulk.inputs import rows_in, sources_of
 from labeltune.bulk.shards import Shards
 from labeltune.config import with_settings
-from labeltune.data.columns import TEXTS
+from labeltune.data.columns import is_another_text
 from labeltune.data.datasets import QUARANTINE
 from labeltune.data.readers import Source, Unlabelled
 from labeltune.data.settings import DataConfig
@@ -141,8 +141,8 @@ def _known(run: Run) -> Unlabelled:
 
 def _guesses(stream: Stream) -> Iterator[str]:
     """Whether the texts come from another column than in training."""
-    column, trained = stream.columns.text, stream.config.text
-    if column and trained and column != trained and column not in TEXTS:
+    if is_another_text(stream.columns, stream.config):
+        column, trained = stream.columns.text, stream.config.text
         yield f"{stream.source.name}: the text is read from {column!r}; in training it was {trained!r} (data.text)"
 
 

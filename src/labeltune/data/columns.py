@@ -92,13 +92,18 @@ def find_columns(
     return replace(found, label=search.label(kind, found))
 
 
+def is_another_text(found: Columns, config: DataConfig) -> bool:
+    """Whether the text stands in another column than in training, one that is not even called as texts are."""
+    return bool(found.text and config.text and found.text != config.text and _folded(found.text) not in TEXTS)
+
+
 def refuse_another_text(found: Columns, config: DataConfig, at: str) -> None:
-    """Refuse rows without the text column of the training, unless another one is called as texts are.
+    """Refuse rows without the text column of the training.
 
     Raises:
-        DataError: the only strings are in a column of any name; a file's reader can say so, an answer cannot.
+        DataError: the text would be of another column; who reads a file can be told so, who gets an answer cannot.
     """
-    if found.text and config.text and found.text != config.text and _folded(found.text) not in TEXTS:
+    if is_another_text(found, config):
         hint = f"the row has {found.text!r}; name the columns as in training"
         raise DataError(f"the row has no text ({config.text!r} is not there)", at=at, hint=hint)
 
